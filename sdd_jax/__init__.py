@@ -1,0 +1,1 @@
+"""Few-step, controllable Stable Diffusion in JAX: CCD, iCD, DDS and SDD in one code base."""
