@@ -1,0 +1,102 @@
+"""Layers every network here is made of: convolution, dense, group and layer normalisation.
+
+Arrays are NHWC (`[b, h, w, c]`) or tokens (`[b, n, d]`). Parameters are named as the generic weight conversion names
+them: `kernel` (HWIO, or `[in, out]`) and `bias` for convolutions and dense layers, `scale` and `bias` for norms.
+`dtype` is the compute dtype; parameters are stored in whatever dtype they arrive in. Statistics of norms are float32:
+
+    GroupNorm  y = (x - mean_g) / sqrt(var_g + eps) * scale_c + bias_c     over h, w and the channels of group g
+    LayerNorm  y = (x - mean) / sqrt(var + eps) * scale_c + bias_c         over channels
+
+Kernels start uniform in +-1/sqrt(fan_in) (PyTorch's default for both kinds), biases at zero.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
+
+
+class Conv(nn.Module):
+    """A square convolution `[b, h, w, i] -> [b, h', w', features]`, kernel `[k, k, i, features]`.
+
+    padding is symmetric, `k // 2` by default; `((top, bottom), (left, right))` overrides it.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
+    kernel_init: nn.initializers.Initializer = kernel_init
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = (self.kernel_size, self.kernel_size)
+        kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        half = self.kernel_size // 2
+        padding = self.padding or ((half, half), (half, half))
+        out = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return out + bias[None, None, None]
+
+
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution applied as a matrix product, to images or to tokens; the kernel keeps its `[1, 1, i, o]`."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", kernel_init, (1, 1, x.shape[-1], self.features)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return x.astype(self.dtype) @ kernel[0, 0] + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of `[b, ..., c]` over every axis but the batch and within `num_groups` channel groups."""
+
+    num_groups: int
+    eps: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, c = x.shape[0], x.shape[-1]
+        if c % self.num_groups:
+            raise ValueError(f"norm_num_groups={self.num_groups} does not divide {c} channels")
+        scale = self.param("scale", nn.initializers.ones, (c,)).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,)).astype(jnp.float32)
+        pixels = x.astype(jnp.float32).reshape(b, -1, self.num_groups, c // self.num_groups)
+        mean = pixels.mean((1, 3), keepdims=True)
+        var = jnp.square(pixels - mean).mean((1, 3), keepdims=True)
+        gain = jax.lax.rsqrt(var + self.eps) * scale.reshape(1, 1, self.num_groups, -1)
+        out = (pixels - mean) * gain + bias.reshape(1, 1, self.num_groups, -1)
+        return out.reshape(x.shape).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation of `[..., c]` over its last axis."""
+
+    eps: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(jnp.float32).reshape(shape)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32).reshape(shape)
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        var = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(var + self.eps) * scale + bias).astype(self.dtype)
