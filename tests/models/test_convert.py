@@ -14,28 +14,47 @@ transformers = pytest.importorskip("transformers")
 UNET = dict(block_out_channels=(32, 64), norm_num_groups=8, attention_head_dim=8, cross_attention_dim=16)
 DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
-TEXT = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, vocab_size=50,
-            bos_token_id=0, eos_token_id=1)
+TEXT = dict(
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    vocab_size=50,
+    bos_token_id=0,
+    eos_token_id=1,
+)
 
 
 def networks() -> dict:
     text = transformers.CLIPTextConfig(**TEXT)
-    vision = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=16,
-                  patch_size=8)
+    vision = dict(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
     return {
         "unet": lambda: diffusers.UNet2DConditionModel(down_block_types=DOWN, up_block_types=UP, **UNET),
         "unet_xl": lambda: diffusers.UNet2DConditionModel(
-            down_block_types=DOWN, up_block_types=UP, use_linear_projection=True, addition_embed_type="text_time",
-            transformer_layers_per_block=2, time_cond_proj_dim=8, addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=64, **UNET),
+            down_block_types=DOWN,
+            up_block_types=UP,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            transformer_layers_per_block=2,
+            time_cond_proj_dim=8,
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=64,
+            **UNET,
+        ),
         "vae": lambda: diffusers.AutoencoderKL(
-            block_out_channels=(8, 16), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2),
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        ),
         "controlnet": lambda: diffusers.ControlNetModel(down_block_types=DOWN, **UNET),
         "full_adapter": lambda: diffusers.T2IAdapter(channels=[8, 16], num_res_blocks=2, adapter_type="full_adapter"),
         "light_adapter": lambda: diffusers.T2IAdapter(channels=[8, 16], num_res_blocks=2, adapter_type="light_adapter"),
         "full_adapter_xl": lambda: diffusers.T2IAdapter(
-            channels=[8, 16], num_res_blocks=2, adapter_type="full_adapter_xl"),
+            channels=[8, 16], num_res_blocks=2, adapter_type="full_adapter_xl"
+        ),
         "text": lambda: transformers.CLIPTextModel(text),
         "text_projection": lambda: transformers.CLIPTextModelWithProjection(text),
         "clip": lambda: transformers.CLIPModel(transformers.CLIPConfig(text_config=TEXT, vision_config=vision)),
@@ -86,11 +105,15 @@ def test_a_name_that_would_not_come_back_is_refused(key):
 
 
 def test_legacy_names():
-    keys = ["encoder.mid_block.attentions.0." + name for name in ("query.weight", "key.bias", "value.weight",
-                                                                 "proj_attn.weight", "group_norm.weight")]
+    keys = [
+        "encoder.mid_block.attentions.0." + name
+        for name in ("query.weight", "key.bias", "value.weight", "proj_attn.weight", "group_norm.weight")
+    ]
     renamed = convert.rename_legacy({k: np.zeros(1) for k in [*keys, "text_model.embeddings.position_ids"]})
-    assert list(renamed) == ["encoder.mid_block.attentions.0." + name for name in (
-        "to_q.weight", "to_k.bias", "to_v.weight", "to_out.0.weight", "group_norm.weight")]
+    assert list(renamed) == [
+        "encoder.mid_block.attentions.0." + name
+        for name in ("to_q.weight", "to_k.bias", "to_v.weight", "to_out.0.weight", "group_norm.weight")
+    ]
 
 
 def test_match_reshapes_one_by_one_convolutions_and_nothing_else():
