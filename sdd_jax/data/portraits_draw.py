@@ -25,7 +25,7 @@ SIZE = 64
 PARTS = ("hair", "eyes", "mouth", "accessory", "background")
 CENTRES = np.arange(SIZE, dtype=np.float32) + np.float32(0.5)
 
-Colour = np.ndarray  # f32[3] in [0, 255]
+Colour = np.ndarray  # f32[3, 1, 1] in [0, 255]
 
 
 class Shape(NamedTuple):
@@ -37,7 +37,8 @@ class Shape(NamedTuple):
 
 
 def colour(red: float, green: float, blue: float) -> Colour:
-    return np.array([red, green, blue], np.float32)
+    """f32[3, 1, 1], which broadcasts over the planes of a picture under way."""
+    return np.array([[[red]], [[green]], [[blue]]], np.float32)
 
 
 def mix(a: Colour, b: Colour, amount: float) -> Colour:
@@ -88,7 +89,9 @@ def _to_segments(points: np.ndarray, ends: np.ndarray, dx: np.ndarray, dy: np.nd
     """Distance of every pixel to the nearest of n segments: points, ends f32[n, 2], dx, dy the pixels minus points."""
     edge = ends - points
     ex, ey = edge[:, 0, None, None], edge[:, 1, None, None]
-    along = np.clip((dx * ex + dy * ey) / (ex * ex + ey * ey + np.float32(1e-9)), 0, 1)
+    along = (dx * ex + dy * ey) / (ex * ex + ey * ey + np.float32(1e-9))
+    np.maximum(along, 0, out=along)
+    np.minimum(along, 1, out=along)
     rx, ry = dx - along * ex, dy - along * ey
     return np.sqrt((rx * rx + ry * ry).min(axis=0))
 
@@ -124,8 +127,15 @@ def ring(shape: Shape, width: float) -> Shape:
     return shape._replace(distance=np.abs(shape.distance) - np.float32(width / 2))
 
 
+def _cover(distance: np.ndarray, reach: float) -> np.ndarray:
+    """Equation (1) for the shape grown by reach - 1/2 pixels."""
+    cover = np.float32(reach) - distance
+    np.maximum(cover, 0, out=cover)
+    return np.minimum(cover, 1, out=cover)
+
+
 class Canvas:
-    """A picture under way: image f32[64, 64, 3], and depth f32[64, 64] and masks f32[5, 64, 64] where wanted."""
+    """A picture under way: image f32[3, 64, 64], and depth f32[64, 64] and masks f32[5, 64, 64] where wanted."""
 
     def __init__(self, background: np.ndarray, depth: np.ndarray | None = None, masks: bool = False) -> None:
         self.image = background
@@ -160,14 +170,14 @@ class Canvas:
         rows, cols, distance = shape
         if distance.size == 0:
             return
-        below = self.image[rows, cols]
-        cover = np.clip(np.float32(0.5) - distance, 0, 1)
+        below = self.image[:, rows, cols]
+        cover = _cover(distance, 0.5)
         whole = cover
         if outline is not None:
-            whole = np.clip(np.float32(0.5 + width) - distance, 0, 1)
-            below += whole[..., None] * (outline - below)
-        target = fill * self.shade[rows, cols, None] if lit else fill
-        below += cover[..., None] * (target - below)
+            whole = _cover(distance, 0.5 + width)
+            below += whole * (outline - below)
+        target = fill * self.shade[rows, cols] if lit else fill
+        below += cover * (target - below)
         if self.depth is not None and depth is not None:
             inside = np.clip(distance / min(float(distance.min()), -1e-3), 0, 1)
             dome = np.float32(depth[0]) + np.float32(depth[1]) * np.sqrt(1 - (1 - inside) ** 2)
@@ -179,7 +189,8 @@ class Canvas:
 
     def pixels(self) -> np.ndarray:
         """The picture as uint8 [64, 64, 3]."""
-        return (np.clip(self.image, 0, 255) + np.float32(0.5)).astype(np.uint8)
+        levels = (np.clip(self.image, 0, 255) + np.float32(0.5)).astype(np.uint8)
+        return np.ascontiguousarray(levels.transpose(1, 2, 0))
 
 
 def _convolve(image: np.ndarray, kernel: Sequence[float], axis: int) -> np.ndarray:

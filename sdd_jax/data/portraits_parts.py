@@ -1,4 +1,4 @@
-"""What a portrait is made of: background, bust, head, species' parts, features, accessories and weather.
+"""What a portrait is made of, back to front: background, bust, ears, skull, face (`portraits_face`) and weather.
 
 Everything is placed on the turned ellipsoid of equation (1) in `sdd_jax.data.portraits` and painted back to front with
 the shapes of `sdd_jax.data.portraits_draw`. Features are drawn large (strokes of 2 px and more at 64 px) and dark on
@@ -7,109 +7,16 @@ light: on dark fur the eyes' whites, the pale muzzle and light brows carry the c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdd_jax.data.portraits_draw import (
-    CENTRES,
-    SIZE,
-    Canvas,
-    Colour,
-    colour,
-    ellipse,
-    mix,
-    polygon,
-    ring,
-    stroke,
-)
+from sdd_jax.data import portraits_face as face
+from sdd_jax.data.portraits_draw import CENTRES, SIZE, Canvas, Colour, colour, ellipse, mix, polygon, stroke
+from sdd_jax.data.portraits_face import MANE, PINK, WHITE, Head, head_of
 
 if TYPE_CHECKING:
     from sdd_jax.data.portraits import Attributes, Nuisance
-
-WHITE, INK, PINK = colour(252, 252, 250), colour(26, 18, 22), colour(232, 140, 140)
-FUR = {
-    "black": colour(44, 41, 46),
-    "brown": colour(132, 80, 42),
-    "blond": colour(236, 198, 96),
-    "red": colour(212, 78, 28),
-    "white": colour(246, 244, 240),
-    "grey": colour(140, 144, 152),
-}
-MANE = {
-    "black": colour(18, 16, 20),
-    "brown": colour(76, 42, 18),
-    "blond": colour(190, 130, 40),
-    "red": colour(146, 38, 12),
-    "white": colour(226, 208, 172),
-    "grey": colour(88, 92, 102),
-}
-YAW = {"front": 0.0, "left": -0.42, "right": 0.42}
-# species: head size, width, height, muzzle (half-width, half-height, lift), eyes' distance from the middle
-BUILD: dict[str, tuple[float, float, float, tuple[float, float, float], float]] = {
-    "human": (1.0, 0.92, 1.06, (0.0, 0.0, 0.05), 0.38),
-    "cat": (0.96, 1.08, 0.98, (0.46, 0.36, 0.12), 0.44),
-    "dog": (0.98, 0.90, 1.08, (0.52, 0.46, 0.38), 0.40),
-    "lion": (0.88, 0.96, 1.08, (0.54, 0.40, 0.22), 0.40),
-    "bear": (1.0, 1.08, 0.98, (0.58, 0.45, 0.26), 0.42),
-    "squirrel": (0.90, 1.02, 1.02, (0.44, 0.38, 0.14), 0.46),
-}
-
-
-@dataclass(frozen=True)
-class Head:
-    """The turned ellipsoid: centre and half-axes in pixels, yaw as sine and cosine, and its owner's colours."""
-
-    x: float
-    y: float
-    rx: float
-    ry: float
-    sin: float
-    cos: float
-    lift: float
-    eye_u: float
-    eye_v: float
-    fur: Colour
-    outline: Colour
-    light_marks: bool
-
-    def solid(self, u: float, v: float, z: float) -> tuple[float, float]:
-        """Pixel of a point at (u, v, z) in units of the half-axes."""
-        return self.x + self.rx * (u * self.cos + z * self.sin), self.y + self.ry * v
-
-    def at(self, u: float | np.ndarray, v: float | np.ndarray, lift: float = 0.0) -> np.ndarray:
-        """Pixels f32[n, 2] of points (u, v) on the front, raised by lift."""
-        u, v = np.broadcast_arrays(np.asarray(u, np.float32), np.asarray(v, np.float32))
-        z = np.sqrt(np.maximum(1 - u * u - v * v, 0.04)) + np.float32(lift)
-        x = self.x + self.rx * (u * self.cos + z * self.sin)
-        return np.stack([x, self.y + self.ry * v], axis=-1).astype(np.float32)
-
-    def foreshortening(self, u: float, v: float) -> float:
-        """How much a width at (u, v) shrinks or grows by the turn: dx/du."""
-        return max(0.55, self.cos - self.sin * u / float(np.sqrt(max(1 - u * u - v * v, 0.2))))
-
-
-def _head(a: Attributes, n: Nuisance) -> Head:
-    size, width, height, muzzle, eye_u = BUILD[a.species]
-    radius = 18.0 * n.scale * size
-    yaw = YAW[a.pose] + n.turn
-    fur = FUR[a.hair] * np.float32(n.shade)
-    dark = a.hair == "black"
-    return Head(
-        x=SIZE / 2 + n.x,
-        y=37.0 + n.y,
-        rx=radius * width * n.aspect,
-        ry=radius * height / n.aspect**0.5,
-        sin=float(np.sin(yaw)),
-        cos=float(np.cos(yaw)),
-        lift=muzzle[2],
-        eye_u=eye_u * n.eye_spacing,
-        eye_v=-0.12 + n.eye_height,
-        fur=fur,
-        outline=mix(fur, WHITE, 0.38) if dark else fur * np.float32(0.42),
-        light_marks=dark and a.species != "human",
-    )
 
 
 def _fraction(x: np.ndarray) -> np.ndarray:
@@ -122,15 +29,15 @@ def _stars(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     fx, fy = _fraction(x), _fraction(y)
     for dx, wx in ((0, 1 - fx), (1, fx)):
         for dy, wy in ((0, 1 - fy), (1, fy)):
-            below = image[y0 + dy, x0 + dx]
-            weight = np.minimum(1, 1.8 * wx * wy)[:, None].astype(np.float32)
-            image[y0 + dy, x0 + dx] = below + weight * (colour(255, 236, 150) - below)
+            below = image[:, y0 + dy, x0 + dx]
+            weight = np.minimum(1, 1.8 * wx * wy).astype(np.float32)
+            image[:, y0 + dy, x0 + dx] = below + weight * (colour(255, 236, 150)[:, 0] - below)
 
 
 def _background(a: Attributes, n: Nuisance, truth: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image f32[64, 64, 3] and depth f32[64, 64] of what is behind the bust."""
+    """Image f32[3, 64, 64] and depth f32[64, 64] of what is behind the bust."""
     across, down = CENTRES[None, :] / SIZE - np.float32(0.5), CENTRES[:, None] / SIZE - np.float32(0.5)
-    ramp = (down + np.float32(0.5 * n.gradient) * across)[..., None]
+    ramp = down + np.float32(0.5 * n.gradient) * across
     tint = colour(7, 2, -7) * np.float32(n.hue)
     number = np.arange(24, dtype=np.float64)
     depth: np.ndarray | None = np.zeros((SIZE, SIZE), np.float32) if truth else None
@@ -155,8 +62,8 @@ def _background(a: Attributes, n: Nuisance, truth: bool) -> tuple[np.ndarray, np
         hill = horizon + 3 * np.sin(CENTRES / 9 + 6.28 * n.texture).astype(np.float32)
         cover = np.clip(CENTRES[:, None] - hill[None, :] + np.float32(0.5), 0, 1)
         stripe = 1 + np.float32(0.07) * np.sin(CENTRES[:, None] * 0.9 + across * 3 + np.float32(12 * n.texture))
-        green = (colour(92, 172, 62) + tint + ramp * colour(-30, -50, -20)) * stripe[..., None]
-        canvas.image += cover[..., None] * (green - canvas.image)
+        green = (colour(92, 172, 62) + tint + ramp * colour(-30, -50, -20)) * stripe
+        canvas.image += cover * (green - canvas.image)
         if depth is not None:
             depth += cover * (np.float32(0.04) + np.clip(down + np.float32(0.1), 0, 1) * np.float32(0.35))
         return canvas.image, depth
@@ -165,7 +72,7 @@ def _background(a: Attributes, n: Nuisance, truth: bool) -> tuple[np.ndarray, np
     row = np.floor(y / 8)
     x = CENTRES[None, :] + (np.float32(7) * (row % 2) + np.float32(14 * n.texture))[:, None]
     joint = np.minimum(np.minimum(y % 8, 8 - y % 8)[:, None], np.minimum(x % 14, 14 - x % 14))
-    cover = np.clip(np.float32(1.3) - joint, 0, 1)[..., None]
+    cover = np.clip(np.float32(1.3) - joint, 0, 1)
     image = brick + cover * (colour(226, 206, 182) - brick)
     if depth is not None:
         depth += np.float32(0.1)
@@ -270,147 +177,6 @@ def _flap(canvas: Canvas, a: Attributes, s: int, head: Head) -> None:
     canvas.paint(shape, fur, outline=head.outline, depth=(0.45, 0.08), part="hair")
 
 
-def _muzzle(canvas: Canvas, a: Attributes, head: Head) -> None:
-    width, height, lift = BUILD[a.species][3]
-    if a.species == "human":
-        return
-    pale = mix(head.fur, WHITE, 0.8 if a.hair == "black" else 0.62)
-    x, y = head.solid(0, 0.46, 0.8 + lift)
-    shape = ellipse(x, y, head.rx * width, head.ry * height)
-    edge = mix(pale, head.fur, 0.5) * np.float32(0.84)
-    canvas.paint(shape, pale, outline=edge, width=0.8, depth=(0.66, 0.06 + 0.4 * lift), part="hair")
-
-
-def _nose(canvas: Canvas, a: Attributes, head: Head, skin: Colour) -> None:
-    lift = head.lift + 0.14
-    depth = (0.74 + 0.4 * lift, 0.05)
-    if a.species == "human":
-        points = head.at(np.array([0.0, -0.13, 0.13]), np.array([-0.02, 0.24, 0.24]), 0.16)
-        canvas.paint(polygon(points), skin * np.float32(0.74), depth=(0.78, 0.06))
-        return
-    x, y = head.solid(0, 0.18, 0.98 + lift)
-    if a.species in ("dog", "bear"):
-        a_, b_ = (0.22, 0.155) if a.species == "dog" else (0.20, 0.14)
-        canvas.paint(ellipse(x, y, head.rx * a_, head.ry * b_), INK, lit=False, depth=depth)
-        canvas.paint(ellipse(x - 1.2, y - 0.9, 0.9, 0.7), colour(200, 200, 205), lit=False)
-        return
-    w, h = {"cat": (2.8, 2.4), "lion": (4.0, 3.0), "squirrel": (2.3, 2.0)}[a.species]
-    points = np.array([[x - w, y - h / 2], [x + w, y - h / 2], [x, y + h]])
-    shade = colour(120, 52, 48) if a.species == "lion" else colour(224, 104, 112)
-    canvas.paint(polygon(points), shade, outline=INK, width=0.6, lit=False, depth=depth)
-
-
-def _mouth(canvas: Canvas, a: Attributes, head: Head) -> None:
-    s = np.linspace(-1, 1, 9)
-    bow = 1 - s * s
-    lift, v = head.lift, 0.56
-    tongue = colour(196, 44, 58)
-    if a.expression == "neutral":
-        canvas.paint(stroke(head.at(0.28 * s[::4], v, lift), 2.3), INK, lit=False, part="mouth")
-    elif a.expression == "smiling":
-        upper, lower = head.at(0.42 * s, v - 0.12 + 0.06 * bow, lift), head.at(0.42 * s, v - 0.12 + 0.42 * bow, lift)
-        outline = np.concatenate([upper, lower[-2:0:-1]])
-        canvas.paint(polygon(outline), tongue, outline=INK, width=1.2, lit=False, part="mouth")
-        middle = head.at(0.38 * s, v - 0.11 + 0.26 * bow, lift)
-        canvas.paint(polygon(np.concatenate([upper, middle[-2:0:-1]])), WHITE, lit=False, part="mouth")
-    elif a.expression == "angry":
-        arch = head.at(0.34 * s[::2], v + 0.14 - 0.22 * bow[::2], lift)
-        canvas.paint(stroke(arch, 2.6), INK, lit=False, part="mouth")
-    else:
-        x, y = head.at(0.0, v + 0.04, lift)
-        w = head.foreshortening(0, v)
-        shape = ellipse(x, y, 0.21 * head.rx * w, 0.25 * head.ry)
-        canvas.paint(shape, colour(120, 22, 34), outline=INK, width=1.2, lit=False, part="mouth")
-    if a.species == "squirrel":
-        top = {"neutral": 0.06, "smiling": -0.04, "angry": -0.02, "surprised": -0.20}[a.expression] + v
-        teeth = head.at(np.array([-0.13, 0.13, 0.12, -0.12]), np.array([top, top, top + 0.2, top + 0.2]), lift)
-        canvas.paint(polygon(teeth), WHITE, outline=INK, width=0.8, lit=False, part="mouth")
-
-
-def _whiskers(canvas: Canvas, head: Head) -> None:
-    line = colour(236, 236, 240) if head.light_marks else colour(70, 60, 60)
-    for s in (-1, 1):
-        for v0, v1 in ((0.38, 0.26), (0.52, 0.56)):
-            x0, y0 = head.solid(s * 0.40, v0, 0.75)
-            x1, y1 = head.solid(s * 1.22, v1, 0.15)
-            canvas.paint(stroke(np.array([[x0, y0], [x1, y1]]), 1.1), line, lit=False)
-
-
-def _eyes(canvas: Canvas, a: Attributes, head: Head) -> None:
-    tall = {"neutral": 1.0, "smiling": 1.0, "angry": 0.8, "surprised": 1.3}[a.expression]
-    wide = 1.15 if a.expression == "surprised" else 1.0
-    pupil = 1.5 if a.expression == "surprised" else 1.9
-    for side in (-1, 1):
-        x, y = head.at(side * head.eye_u, head.eye_v)
-        near = head.foreshortening(side * head.eye_u, head.eye_v)
-        size = 0.175 * (head.rx + head.ry) / 2 * (1 + 0.3 * (near - 1))
-        white = ellipse(x, y, size * wide * near, size * tall * 1.12)
-        canvas.paint(white, WHITE, outline=INK, width=0.8, lit=False, part="eyes")
-        gaze = x + 1.6 * head.sin
-        canvas.paint(ellipse(gaze, y, pupil * min(1.0, near), pupil), INK, lit=False, part="eyes")
-
-
-def _brows(canvas: Canvas, a: Attributes, head: Head) -> None:
-    """Inner ends of angry brows are low, near the nose (a V); surprised brows are high and arched."""
-    ink = colour(246, 240, 228) if head.light_marks else INK
-    s = np.linspace(0, 1, 5)  # from the inner end, by the nose, to the outer end
-    u = head.eye_u - 0.24 + 0.5 * s
-    v = np.full(5, head.eye_v - 0.36)
-    if a.expression == "angry":
-        u = head.eye_u - 0.28 + 0.52 * s
-        v = head.eye_v - 0.15 - 0.40 * s
-    elif a.expression == "surprised":
-        v = head.eye_v - 0.47 - 0.12 * np.sin(np.pi * s)
-    for side in (-1, 1):
-        canvas.paint(stroke(head.at(side * u, v), 2.4), ink, lit=False)
-
-
-def _hair(canvas: Canvas, n: Nuisance, head: Head) -> None:
-    """A human's cap of hair: silhouette outside, and inside a hairline that turns with the face."""
-    angle = np.linspace(np.pi * 0.94, np.pi * 2.06, 15)
-    outer = np.array([[head.x + head.rx * 1.1 * np.cos(t), head.y + head.ry * 1.12 * np.sin(t)] for t in angle])
-    u = np.array([0.99, 0.9, 0.82, 0.6, 0.3, 0.0, -0.3, -0.6, -0.82, -0.9, -0.99])
-    drop = 0.3 * n.length
-    v = np.array([0.12 + drop, 0.0 + drop, -0.4, -0.66, -0.74, -0.72, -0.74, -0.66, -0.4, 0.0 + drop, 0.12 + drop])
-    inner = head.at(u, v)
-    limit = head.x + head.rx * 1.04 * np.array([-1, 1])
-    inner[:, 0] = np.clip(inner[:, 0], *limit)
-    canvas.paint(polygon(np.concatenate([outer, inner])), head.fur, outline=head.outline, depth=(0.5, 0.2), part="hair")
-
-
-def _hat(canvas: Canvas, a: Attributes, head: Head) -> None:
-    purple, band = colour(128, 36, 190), colour(255, 214, 40)
-    v = -0.78 if a.species == "human" else -0.74
-    w = 17.5 / head.rx
-    lean = 0.22
-    crown = [(-0.54, v), (-0.46, v - 0.56), (0.46, v - 0.56), (0.54, v)]
-    shape = polygon(np.array([head.solid(x * w, y, lean * 0.6) for x, y in crown]))
-    dark = purple * np.float32(0.4)
-    canvas.paint(shape, purple, outline=dark, depth=(0.55, 0.18), part="accessory")
-    strip = [(-0.525, v - 0.09), (-0.497, v - 0.29), (0.497, v - 0.29), (0.525, v - 0.09)]
-    canvas.paint(polygon(np.array([head.solid(x * w, y, lean * 0.6) for x, y in strip])), band, part="accessory")
-    x, y = head.solid(0, v, lean)
-    canvas.paint(ellipse(x, y, 17.0, 2.6), purple, outline=dark, depth=(0.62, 0.14), part="accessory")
-
-
-def _glasses(canvas: Canvas, head: Head) -> None:
-    frame = colour(110, 190, 255) if head.light_marks else colour(24, 70, 214)
-    rims = []
-    for side in (-1, 1):
-        x, y = head.at(side * head.eye_u, head.eye_v, 0.06)
-        near = head.foreshortening(side * head.eye_u, head.eye_v)
-        rx, ry = 5.6 * (0.75 + 0.25 * near) * min(near, 1.1), 5.8
-        canvas.paint(ring(ellipse(x, y, rx, ry), 2.2), frame, lit=False, depth=(0.84, 0.02), part="accessory")
-        rims.append((x, y, rx))
-    (xl, yl, rl), (xr, yr, rr) = rims
-    bridge = np.array([[xl + rl, yl - 0.8], [xr - rr, yr - 0.8]])
-    canvas.paint(stroke(bridge, 2.0), frame, lit=False, depth=(0.84, 0.02), part="accessory")
-    for end, (x, y) in ((-1, (xl - rl, yl)), (1, (xr + rr, yr))):
-        temple = head.x + end * head.rx * 0.97
-        if (temple - x) * end > 1.5:
-            canvas.paint(stroke(np.array([[x, y - 1], [temple, y - 2]]), 2.0), frame, lit=False, part="accessory")
-
-
 def _snow(canvas: Canvas, n: Nuisance) -> None:
     """10 to 16 flakes, one in a cell of a jittered 4 x 4 grid."""
     cell = np.arange(16, dtype=np.float64)
@@ -427,24 +193,24 @@ def draw(a: Attributes, n: Nuisance, truth: bool = False) -> Canvas:
     """Paint a portrait back to front; with `truth`, its depth and part masks too."""
     background, depth = _background(a, n, truth)
     canvas = Canvas(background, depth, masks=truth)
-    head = _head(a, n)
+    head = head_of(a, n)
     skin = mix(colour(252, 216, 188), colour(186, 126, 88), n.skin)
     _light(canvas, head, n)
     _behind(canvas, a, n, head, skin)
     _skull(canvas, a, n, head, skin)
-    _muzzle(canvas, a, head)
+    face.muzzle(canvas, a, head)
     if a.species == "human":
-        _hair(canvas, n, head)
+        face.cap(canvas, n, head)
     if a.species == "cat":
-        _whiskers(canvas, head)
-    _mouth(canvas, a, head)
-    _nose(canvas, a, head, skin)
-    _eyes(canvas, a, head)
+        face.whiskers(canvas, head)
+    face.mouth(canvas, a, head)
+    face.nose(canvas, a, head, skin)
+    face.eyes(canvas, a, head)
     if a.accessory == "hat":
-        _hat(canvas, a, head)
+        face.hat(canvas, a, head)
     elif a.accessory == "glasses":
-        _glasses(canvas, head)
-    _brows(canvas, a, head)
+        face.glasses(canvas, head)
+    face.brows(canvas, a, head)
     if a.weather == "snowing":
         _snow(canvas, n)
     return canvas

@@ -55,7 +55,7 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
         "surprised": ("surprised", "astonished"),
     },
     "accessory": {
-        "none": ("without accessories", "wearing nothing"),
+        "none": ("without accessories", "with no accessories"),
         "glasses": ("wearing glasses", "with glasses", "in round spectacles"),
         "hat": ("wearing a hat", "with a hat on", "in a purple hat"),
     },
@@ -81,7 +81,7 @@ _TELLING: dict[str, dict[str, str]] = {
     "species": {"human": "human|person", **{s: s for s in VOCABULARY["species"][1:]}},
     "hair": {v: f"(?:{'|'.join(words)}) (?:hair|fur)" for v, words in PHRASES["hair"].items()},
     "expression": {v: "|".join(words) for v, words in PHRASES["expression"].items()},
-    "accessory": {"none": "without accessories|wearing nothing", "glasses": "glasses|spectacles", "hat": "hat"},
+    "accessory": {"none": "without accessories|no accessories", "glasses": "glasses|spectacles", "hat": "hat"},
     "pose": {"front": "front view|facing the camera|from the front", "left": "left", "right": "right"},
     "background": {"sky": "sky", "field": "field|meadow", "wall": "wall", "night": "night|stars"},
     "weather": {"clear": "clear|dry", "snowing": "snow(?:s|ing)?"},
