@@ -1,0 +1,1 @@
+"""Running a trained model: generation, inversion, editing (layer 3)."""
