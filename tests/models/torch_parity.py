@@ -1,0 +1,84 @@
+"""Reduced configs of the three model families, and helpers that hold a Flax network against diffusers' PyTorch one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdd_jax.models.convert import torch_to_flax
+
+_SHARED: dict[str, Any] = {
+    "block_out_channels": [32, 64],
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 24,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+SD15 = _SHARED | {"attention_head_dim": 8, "layers_per_block": 2}
+SD21 = _SHARED | {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True}
+LCM = SD21 | {"time_cond_proj_dim": 12, "mid_block_scale_factor": 1.5, "norm_eps": 1e-4}
+SDXL = _SHARED | {
+    "attention_head_dim": [2, 4, 4],
+    "block_out_channels": [32, 64, 64],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 20,
+    "transformer_layers_per_block": [1, 2, 4],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+UNET_ONLY = ("up_block_types", "time_cond_proj_dim")
+
+
+def randomise(module: torch.nn.Module, seed: int) -> dict[str, Any]:
+    """Fills every tensor with 0.05 times normal noise, plus one for norms' scales; returns them as a Flax tree."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            value.copy_(0.05 * torch.randn(value.shape, generator=generator))
+            if value.ndim == 1 and name.endswith("weight"):
+                value.add_(1)
+    module.eval()
+    return torch_to_flax({name: value.numpy() for name, value in module.state_dict().items()})
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    """norm(ours - theirs) / norm(theirs), theirs a tensor; 4-D tensors are NCHW there and NHWC here."""
+    expected = theirs.detach().numpy()
+    if expected.ndim == 4:
+        expected = expected.transpose(0, 2, 3, 1)
+    assert ours.shape == expected.shape, (ours.shape, expected.shape)
+    return float(np.linalg.norm(np.asarray(ours) - expected) / np.linalg.norm(expected))
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    """An NHWC array as an NCHW tensor."""
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def inputs(config: Mapping[str, Any], size: tuple[int, int], condition_factor: int = 1) -> dict[str, Any]:
+    """Random arguments for a batch of two: z, t, context, condition, and timestep_cond or added_cond where configured."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    made: dict[str, Any] = {
+        "z": normal(2, *size, 4),
+        "t": np.array([3, 981], np.int32),
+        "context": normal(2, 7, config["cross_attention_dim"]),
+        "condition": rng.random((2, condition_factor * size[0], condition_factor * size[1], 3)).astype(np.float32),
+    }
+    if config.get("time_cond_proj_dim"):
+        made["timestep_cond"] = normal(2, config["time_cond_proj_dim"])
+    if config.get("addition_embed_type"):
+        made["added_cond"] = {
+            "text_embeds": normal(2, 20),
+            "time_ids": np.array([[64, 48, 0, 4, 64, 64], [32, 32, 8, 0, 128, 96]], np.float32),
+        }
+    return made
