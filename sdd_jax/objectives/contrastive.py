@@ -25,11 +25,6 @@ from sdd_jax.models.towers import TowerConfig, apply_tower, init_tower
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
 
 
-def pooled_state(context: jax.Array, ids: jax.Array, end_id: int) -> jax.Array:
-    """Takes the text state f32[b,d] at the first end-of-text token of `context` f32[b,n,d]."""
-    return context[jnp.arange(ids.shape[0]), jnp.argmax(ids == end_id, axis=-1)]
-
-
 def unit(x: jax.Array) -> jax.Array:
     """Scales the last axis to length one, in float32."""
     x = x.astype(jnp.float32)
@@ -38,13 +33,12 @@ def unit(x: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contrastive:
-    """Fields: the image tower; the text encoder as `init_text(rng)` and `embed_text(params, ids) -> f32[b,n,d]`."""
+    """Fields: the image tower; the text encoder as `init_text(rng)` and `embed_text(params, ids) -> f32[b,d]`, its pooled state."""
 
     tower: TowerConfig
     init_text: Callable[[jax.Array], Params]
     embed_text: Callable[[Params, jax.Array], jax.Array]
     text_width: int
-    end_id: int
     max_logit_scale: float = 4.6052
 
     def init(self, rng: jax.Array, frozen: Frozen) -> Params:
@@ -83,8 +77,7 @@ class Contrastive:
 
     def embed_captions(self, params: Params, ids: jax.Array) -> jax.Array:
         """Returns unit caption embeddings f32[b,e] of `ids` i32[b,n]."""
-        context = self.embed_text(params["text_encoder"], ids)
-        return unit(pooled_state(context, ids, self.end_id) @ params["text_projection"]["kernel"])
+        return unit(self.embed_text(params["text_encoder"], ids) @ params["text_projection"]["kernel"])
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -17,10 +17,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.diffusion.parameterization import predictor
-from sdd_jax.diffusion.schedule import Schedule, add_noise, snr
-from sdd_jax.objectives.inputs import context_of, latents_of
+from sdd_jax.diffusion.schedule import Level, Schedule, add_noise, snr
+from sdd_jax.objectives.inputs import latents_of, text_of
 from sdd_jax.types import Batch, Frozen, Metrics, ModelBundle, Params, Phase
+
+
+TARGETS: dict[str, Callable[[jax.Array, jax.Array, Level], jax.Array]] = {
+    "eps": lambda x0, eps, at: eps,
+    "v": lambda x0, eps, at: at.alpha * eps - at.sigma * x0,
+    "x0": lambda x0, eps, at: x0,
+}
+"""What a network of each prediction regresses, from (x0, eps, level)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,7 @@ class Diffusion:
         """Returns the weighted mean squared error and the unweighted one."""
         latents_rng, time_rng, noise_rng, drop_rng = jax.random.split(rng, 4)
         x0 = latents_of(self.model, frozen, batch, latents_rng)
-        context = context_of(self.model, frozen, batch)
+        context, added_cond = text_of(self.model, frozen, batch)
         b = x0.shape[0]
         dropped = jax.random.bernoulli(drop_rng, self.caption_dropout, (b, 1, 1))
         context = jnp.where(dropped, frozen["null_context"], context)
@@ -51,12 +58,12 @@ class Diffusion:
         level = schedule.at(t)
         eps = jax.random.normal(noise_rng, x0.shape)
         z_t = add_noise(x0, eps, level)
-        target = predictor(self.model.prediction).target(x0, eps, level)
-        prediction = self.model.denoise(params["unet"], z_t, t, context)
+        target = TARGETS[self.model.prediction](x0, eps, level)
+        prediction = self.model.denoise(params["unet"], z_t, t, context, added_cond=added_cond)
         errors = jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
         return jnp.mean(self._weight(level) * errors), {"mse": jnp.mean(errors)}
 
-    def _weight(self, level: object) -> jax.Array:
+    def _weight(self, level: Level) -> jax.Array:
         if self.min_snr_gamma is None:
             return jnp.ones(())
         ratio = snr(level).reshape(-1)

@@ -1,0 +1,39 @@
+"""What every objective reads from a batch first: latents and text states, given or computed.
+
+A batch carries either an image and token ids or their precomputed moments and text states; both are turned into the same
+arrays here, so that no method needs to know which.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.types import Batch, Frozen, ModelBundle
+
+
+def latents_of(model: ModelBundle, frozen: Frozen, batch: Batch, rng: jax.Array) -> jax.Array:
+    """Draws scaled latents f32[b,h,w,c] from the posterior of `moments` f32[b,h,w,2c], else of `image` f32[b,H,W,3]."""
+    if "moments" not in batch:
+        return model.encode(frozen["vae"], batch["image"], rng)
+    mean, logvar = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
+    std = jnp.exp(0.5 * jnp.clip(logvar, -30.0, 20.0))
+    return (mean + std * jax.random.normal(rng, mean.shape)) * model.latent_scale
+
+
+def text_of(model: ModelBundle, frozen: Frozen, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array] | None]:
+    """Returns (context f32[b,n,d], the UNet's added_cond or None) of precomputed `context` or of `input_ids`."""
+    if "context" in batch:
+        context, pooled = batch["context"], batch.get("pooled")
+    else:
+        context, pooled = model.embed_text(frozen["text"], batch["input_ids"], batch.get("input_ids_2"))
+    return context, added_conditions(model, pooled)
+
+
+def added_conditions(model: ModelBundle, pooled: jax.Array | None) -> dict[str, jax.Array] | None:
+    """Returns SDXL's added conditions for square, uncropped images of the model's own size; None for other models."""
+    if pooled is None:
+        return None
+    size = float(model.sample_size * model.downsampling)
+    time_ids = jnp.asarray([[size, size, 0.0, 0.0, size, size]])
+    return {"text_embeds": pooled, "time_ids": jnp.tile(time_ids, (pooled.shape[0], 1))}
