@@ -48,17 +48,21 @@ class ModelBundle:
 
     denoise(params['unet'], z, t, context, *, timestep_cond=None, added_cond=None, residuals=None,
         attention_edit=None) -> prediction f32[b,h,w,c], in the space that `prediction` names.
+    moments(params['vae'], image) -> posterior mean and log-variance f32[b,h,w,2c] of unscaled latents.
     encode(params['vae'], image, rng=None) -> scaled latents f32[b,h,w,c]; the posterior mean when rng is None.
     decode(params['vae'], latents) -> image f32[b,H,W,3], nominally in [-1, 1].
-    embed_text(params, ids) -> (context f32[b,n,d], pooled f32[b,e] or None).
-    tokenize(texts) -> ids i32[b,n] padded to the tokenizer's length.
+    embed_text(params, ids, ids_2=None) -> (context f32[b,n,d], pooled f32[b,e] or None); ids_2 where there are two
+        text encoders; params is any mapping that holds them under 'text_encoder' (and 'text_encoder_2').
+    tokenize(texts) -> ids i32[b,n] padded to the tokenizer's length; tokenize_2 for a second text encoder, or None.
     """
 
     denoise: Callable[..., jax.Array]
+    moments: Callable[[Params, jax.Array], jax.Array]
     encode: Callable[..., jax.Array]
     decode: Callable[..., jax.Array]
     embed_text: Callable[..., tuple[jax.Array, jax.Array | None]]
     tokenize: Callable[[Sequence[str]], np.ndarray]
+    tokenize_2: Callable[[Sequence[str]], np.ndarray] | None
     prediction: str
     alphas_cumprod: np.ndarray
     latent_scale: float
