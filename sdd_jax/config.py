@@ -1,0 +1,188 @@
+"""Configs: `FILE.py:variant` plus `--config.key=value` overrides -> a locked `ConfigDict` -> validated dataclasses.
+
+A config file defines `get_config(arg: str = "") -> ConfigDict` and imports only ml_collections. Three rules make a
+typo fail before any device work, each with one line that says where it stands and what would have been valid:
+
+1. an override may only name a key that the config has, and keeps the type that the key has;
+2. a section is read by instantiating a frozen keyword-only dataclass, whose fields are the schema (`validate`);
+3. a file or a variant that does not exist is named together with the file it was looked for in.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+T = TypeVar("T")
+
+
+def load_config(spec: str, overrides: Iterable[str] = (), defaults: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Returns the locked config that `spec` and the command line describe.
+
+    Args:
+        spec: `path/to/file.py` or `path/to/file.py:variant,variant`; the part after the colon goes to `get_config`.
+        overrides: `dotted.key=value` strings, applied in order.
+        defaults: values for the top-level keys that the file leaves out (nested mappings merge).
+
+    Raises:
+        FileNotFoundError: no such config file.
+        ValueError: unknown variant, unknown key, or a value of another type than the key's.
+    """
+    path, _, variant = spec.partition(":")
+    loaded = _call_get_config(path, variant)
+    config = ConfigDict(dict(defaults or {}), convert_dict=True)
+    with config.ignore_type():
+        config.update(loaded)
+    for override in overrides:
+        _override(config, override, path)
+    return config.lock()
+
+
+def _call_get_config(path: str, variant: str) -> ConfigDict:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config={path}: no such config file (looked in {Path.cwd()})")
+    module_spec = importlib.util.spec_from_file_location(f"sdd_jax_config_{Path(path).stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ValueError(f"--config={path}: not a Python file; name a config as configs/NAME.py[:variant]")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={path}: the file defines no get_config()")
+    try:
+        return module.get_config(variant) if variant else module.get_config()
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"--config={path}:{variant}: {one_line(error)}") from error
+
+
+def _override(config: ConfigDict, override: str, path: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"--config.{key}: give a value, as --config.{key}=VALUE")
+    node, *rest = [config, *key.split(".")]
+    walked = "config"
+    while rest:
+        name = rest.pop(0)
+        if not isinstance(node, ConfigDict) or name not in node:
+            known = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "none, it is a value"
+            raise ValueError(f"--config.{key}: {walked} has no key {name!r} in {path}; keys: {known}")
+        if rest:
+            node, walked = node[name], f"{walked}.{name}"
+    if isinstance(node[name], ConfigDict):
+        raise ValueError(f"--config.{key}: is a section, set its keys one by one: {', '.join(sorted(node[name]))}")
+    with node.ignore_type():
+        node[name] = _parse(text, node[name], f"--config.{key}")
+
+
+def _parse(text: str, current: Any, where: str) -> Any:
+    """Parses a command-line value as the type the key holds; `none` unsets; a key that holds None takes any literal."""
+    if text.lower() == "none":
+        return None
+    if isinstance(current, str):
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        value = text
+    if current is None:
+        return value
+    if isinstance(current, bool):
+        valid = isinstance(value, bool)
+    elif isinstance(current, int):
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value)
+        value = int(value) if valid else value
+    elif isinstance(current, float):
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+        value = float(value) if valid else value
+    else:
+        valid = isinstance(value, (list, tuple))
+        value = type(current)(value) if valid else value
+    if not valid:
+        raise ValueError(f"{where}={text}: expected {type(current).__name__}, as in the config's {current!r}")
+    return value
+
+
+def validate(config: Mapping[str, Any], schema: type[T], where: str = "config") -> T:
+    """Instantiates the dataclass `schema` from a config section; nested sections fill dataclass-typed fields.
+
+    Raises:
+        ValueError: an unknown key, a missing one, a value of the wrong simple type, or what `__post_init__` objects to.
+    """
+    fields = {field.name: field for field in dataclasses.fields(schema) if field.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(schema)
+    values: dict[str, Any] = {}
+    for key in config:
+        if key not in fields:
+            raise ValueError(f"{where}.{key} is not a field of {schema.__name__}; fields: {', '.join(fields)}")
+        values[key] = _field_value(config[key], hints[key], f"{where}.{key}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where}.{missing[0]} is missing: {schema.__name__} needs it")
+    try:
+        return schema(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {one_line(error)}") from error
+
+
+def _field_value(value: Any, hint: Any, where: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) not in (tuple, list, dict) else ()
+    kinds = [kind for kind in options or (hint,) if isinstance(kind, type)]
+    if isinstance(value, (ConfigDict, dict)):
+        schema = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        return value if schema is None else validate(value, schema, where)
+    if isinstance(value, list) and (typing.get_origin(hint) or hint) is tuple:
+        return tuple(value)
+    simple = {bool, int, float, str, type(None)}
+    if kinds and len(kinds) == len(options or (hint,)) and simple.issuperset(kinds):
+        if type(value) is int and float in kinds and int not in kinds:
+            return float(value)
+        if type(value) not in kinds:
+            expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ValueError(f"{where} = {value!r}: expected {expected}")
+    return value
+
+
+def defaults_of(schema: type) -> dict[str, Any]:
+    """Returns the default values of a dataclass schema as a nested dict; fields without a default are left out."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        if field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+    return {
+        key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        for key, value in values.items()
+    }
+
+
+def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config as what JSON can hold (tuples become lists), as it is written to `config.json`."""
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    return json.loads(json.dumps(plain))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `{dotted.key: value}` of a nested mapping."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an exception's message on one line (a KeyError's without its quotes)."""
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(message.split()) or type(error).__name__

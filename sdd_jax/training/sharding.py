@@ -1,0 +1,96 @@
+"""Where arrays live: a mesh `('data', 'fsdp')` and two rules.
+
+    batch                              split along its first axis over both mesh axes
+    params, optimiser, EMA, frozen     each leaf of at least `min_shard_size` elements split along its largest
+                                       dimension that `fsdp` divides; smaller or indivisible leaves replicated
+
+The second rule reads shapes only, so a parameter, its moments, its EMA and its teacher's twin always land alike. XLA's
+partitioner does the rest: the same program runs on one device and on a pod.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Fields: sizes of the two mesh axes (`data = -1`: all remaining devices) and the smallest leaf worth sharding."""
+
+    data: int = -1
+    fsdp: int = 1
+    min_shard_size: int = 2**16
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh over `devices` (default: all of them, over all processes).
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // config.fsdp if config.data == -1 else config.data
+    if data < 1 or config.fsdp < 1 or data * config.fsdp != len(devices):
+        raise ValueError(
+            f"config.mesh: data={config.data} x fsdp={config.fsdp} does not make {len(devices)} devices; "
+            "fsdp must divide their number, data=-1 takes the rest"
+        )
+    return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of scalars and keys: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of every array of a batch: first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def tree_shardings(tree: Any, mesh: Mesh, config: MeshConfig) -> Any:
+    """Returns the sharding of each leaf (array or ShapeDtypeStruct) of a state or frozen tree."""
+    fsdp = mesh.shape["fsdp"]
+
+    def rule(leaf: Any) -> NamedSharding:
+        shape = np.shape(leaf) if not hasattr(leaf, "shape") else leaf.shape
+        divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+        if fsdp == 1 or not divisible or math.prod(shape) < config.min_shard_size:
+            return replicated(mesh)
+        largest = max(divisible, key=lambda axis: shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+
+    return jax.tree.map(rule, tree)
+
+
+def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ValueError unless every device gets the same number of samples in every microbatch."""
+    if accumulate < 1 or batch_size < 1 or batch_size % (accumulate * mesh.size):
+        raise ValueError(
+            f"config.batch_size={batch_size} must be a multiple of accumulate={accumulate} x {mesh.size} devices"
+        )
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts host arrays (the same on every process) onto the mesh; each process uploads only its own shards."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays of this process's samples: [b / processes, ...] on the host -> [b, ...] over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
