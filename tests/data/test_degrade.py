@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import math
 
 import numpy as np
 import pytest
