@@ -7,7 +7,7 @@ two symmetric eigendecompositions and one singular value decomposition, exact fo
 matrix square root of the product turns complex or fails.
 
 Which features: those of this project's image tower give a distance to compare methods within the embedded world;
-"FID" in the papers' sense needs InceptionV3's 2048 features, whose statistics `load_stats` reads from pytorch-fid's files.
+"FID" in the papers' sense needs InceptionV3's 2048 features (`load_stats` reads pytorch-fid's statistics).
 
 Small samples: the estimate is biased upwards, by an amount that falls about as 1/n and depends on the distribution, so
 distances are comparable only at one n for all; with n <= d the covariance is singular and the distance mostly bias.

@@ -89,7 +89,7 @@ def nearest_match(outputs: jax.Array, truths: jax.Array) -> jax.Array:
 def retrieval_accuracy(outputs: jax.Array, truths: jax.Array, correct: jax.Array | None = None) -> jax.Array:
     """Share f32[] of outputs that lie strictly nearer (l2) to their right candidate than to every other.
 
-    outputs [n, d]; truths [n, m, d], the candidates of each output; correct i32[n], the right ones' indices (0 if None).
+    outputs [n, d]; truths [n, m, d], the candidates of each output; correct i32[n], the right indices (0 if None).
     A tie is a miss, so collapsed features score 0 and not 1. Features or flattened images serve alike.
     """
     distances = _squared_distances(outputs, truths)
