@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -51,9 +52,9 @@ def _train(arguments: Sequence[str]) -> None:
     engine_config(config)
     check_workdir(flags.workdir, config)
     if flags.distributed:
-        jax.distributed.initialize()
+        _join_processes()
 
-    job = importlib.import_module("sdd_jax.job")
+    job = importlib.import_module("sdd_jax.jobs")
     run(job.build(config), flags.workdir)
 
 
@@ -72,6 +73,16 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             argument = f"{argument}={pending.pop(0)}"
         overrides.append(argument)
     return overrides, rest
+
+
+def _join_processes() -> None:
+    """Joins the job's processes: as Slurm, Open MPI or a TPU pod announces them, or as the JAX_* variables say."""
+    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    jax.distributed.initialize(
+        num_processes=int(count) if count else None, process_id=int(index) if index else None
+    )  # the coordinator's address: JAX_COORDINATOR_ADDRESS
+    if jax.process_index() != 0:
+        logging.getLogger("sdd_jax").setLevel(logging.WARNING)
 
 
 def _log_to_stdout() -> None:

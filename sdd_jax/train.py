@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -92,6 +91,7 @@ class Job:
     stream: start_step -> endless iterator of this process's part of the batches from that step on.
     previews: (params, ema, frozen, step, directory) -> None, writes sample grids; None: no grids.
     fingerprint: source and content hash of the frozen weights; recorded in config.json and in every checkpoint.
+    export: (params, directory) -> None, writes trained params (the average where there is one) in published formats.
     """
 
     name: str
@@ -102,6 +102,7 @@ class Job:
     batch_size: int
     config: ConfigDict
     fingerprint: Mapping[str, Any]
+    export: Callable[[Params, Path], None] | None = None
 
 
 def engine_config(config: Mapping[str, Any]) -> EngineConfig:
@@ -170,24 +171,24 @@ def run(job: Job, workdir: Path) -> TrainState:
             state, metrics = train_step(state, frozen, next(batches), step_key)
             done = step + 1
             report.push(done, metrics)
-            if step == engine.profile_step + engine.profile_steps - 1 and engine.profile_step >= start:
+            if start <= engine.profile_step and done == min(engine.profile_step + engine.profile_steps, engine.steps):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
             stop = preemption.reached(done)
             if done % engine.checkpoint_every == 0 or done == engine.steps or stop:
                 with report.paused():
                     checkpoints.save(done, state)
+            if stop:
+                break
             if job.previews and engine.preview_every and (done % engine.preview_every == 0 or done == engine.steps):
                 with report.paused():
                     job.previews(state.params, state.ema, frozen, done, workdir / "samples")
-            if stop and done < engine.steps:
-                checkpoints.wait()
-                _log.info("stopping as asked: saved step %d of %d; the same command resumes", done, engine.steps)
-                break
-        else:
-            checkpoints.wait()
-            _log.info("finished: step %d in %s", int(state.step), workdir)
         report.drain()
+        checkpoints.wait()
+        if int(state.step) < engine.steps:
+            _log.info("stopping as asked: saved step %d of %d; the same command resumes", state.step, engine.steps)
+        else:
+            _log.info("finished: step %d in %s", state.step, workdir)
         return state
 
 
@@ -226,12 +227,14 @@ class Report:
         if scalars["streak"]:
             _log.warning("step %d was not finite and is skipped (batch %d of the data stream)", step, step - 1)
         self._mean.add(scalars)
+        self._progress.start(step)
         if step % self._engine.log_every and step != self._engine.steps:
             return
         speed, eta = self._progress.measure(step)
         means = self._mean.take()
-        self._writer.write(step, means if math.isnan(speed) else {**means, "samples_per_sec": speed})
-        _log.info("step %d/%d  loss %.5g  %.1f samples/s  ETA %s", step, self._engine.steps, means["loss"], speed, eta)
+        self._writer.write(step, means if speed is None else {**means, "samples_per_sec": speed})
+        shown = "?" if speed is None else f"{speed:.1f}"
+        _log.info("step %d/%d  loss %.5g  %s samples/s  ETA %s", step, self._engine.steps, means["loss"], shown, eta)
 
 
 def use_compile_cache(directory: str) -> None:

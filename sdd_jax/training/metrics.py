@@ -77,21 +77,22 @@ class Progress:
         self._step: int | None = None
         self._since = 0.0
 
-    def restart(self, step: int) -> None:
-        """Starts timing at `step`, as of now."""
-        self._step, self._since = step, time.monotonic()
+    def start(self, step: int) -> None:
+        """Starts timing when `step` has come back; later calls change nothing."""
+        if self._step is None:
+            self._step, self._since = step, time.monotonic()
 
     def pause(self, seconds: float) -> None:
         """Leaves `seconds` out of the running measurement."""
         self._since += seconds
 
-    def measure(self, step: int) -> tuple[float, str]:
-        """Returns samples/s since the last measurement and the ETA as h:mm:ss; `nan` and `?` before there is one."""
+    def measure(self, step: int) -> tuple[float | None, str]:
+        """Returns samples/s since the last measurement and the ETA as h:mm:ss; `None` and `?` before two steps."""
         if self._step is None or step <= self._step:
-            self.restart(step)
-            return math.nan, "?"
-        per_step = max(time.monotonic() - self._since, 1e-9) / (step - self._step)
-        self.restart(step)
+            return None, "?"
+        now = time.monotonic()
+        per_step = max(now - self._since, 1e-9) / (step - self._step)
+        self._step, self._since = step, now
         left = round(per_step * (self._total - step))
         return self._batch / per_step, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
 
