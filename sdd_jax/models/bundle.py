@@ -1,0 +1,284 @@
+"""A Stable Diffusion as pure functions: `load` from diffusers-format files, or `make_bundle` from configs alone.
+
+    bundle, params = load("portraits")                    the embedded teacher; a directory; a hub id 'owner/name'
+    context, _ = bundle.embed_text(params, bundle.tokenize(["a smiling lion"]))
+    eps_hat = bundle.denoise(params["unet"], z, t, context)
+
+`params` has the keys `unet`, `vae`, `text_encoder` (and `text_encoder_2`), named after diffusers' state dicts. The
+networks follow their `config.json`: SD 1.x, 2.x, SDXL and what is shaped like them; a config field that asks for what
+is not implemented is an error that names it.
+
+Text: SD 1.x and 2.x condition on the text encoder's last states after its final norm. SDXL (two encoders) conditions on
+both encoders' states before their last layer, concatenated, and adds the second's projected state (`pooled`).
+Latents: `encode` gives `scaling_factor` times a posterior draw or mean; `decode` divides by it again.
+Schedule: `alphas_cumprod` f32[T] from `scheduler_config.json`, whatever sampler the file names.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from sdd_jax.diffusion.schedule import Schedule
+from sdd_jax.models import convert, hub
+from sdd_jax.models.text import CLIPTextEncoder, TextConfig
+from sdd_jax.models.tokenizer import load_tokenizer
+from sdd_jax.models.unet import init_unet, make_unet
+from sdd_jax.models.vae import AutoencoderKL, VAEConfig, latents_of
+from sdd_jax.types import ModelBundle, Params
+
+Configs = Mapping[str, Mapping[str, Any]]
+Tokenize = Callable[[Sequence[str]], np.ndarray]
+
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+SCHEDULERS = (
+    "DDIM DDPM PNDM EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete"
+    " DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep LCM TCD"
+).split()
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    name: str | Path,
+    revision: str | None = None,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    param_dtype: DTypeLike | None = None,
+    remat: str = "none",
+    on_host: bool = False,
+) -> tuple[ModelBundle, Params]:
+    """Loads a model in diffusers format.
+
+    Args:
+      name: "portraits", a directory, or a hub id.
+      revision: of a hub id.
+      dtype: compute dtype, float32 or bfloat16.
+      param_dtype: the dtype parameters are stored in; `dtype` unless given (float32 for training in bfloat16).
+      remat: what the UNet's backward pass recomputes: "none", "dots" or "block".
+      on_host: leave parameters as NumPy arrays, for a caller that shards them itself.
+
+    Raises:
+      FileNotFoundError, ValueError: one line, naming the file (and config field) that is missing, damaged, a pickle,
+        not supported, or does not fit its config.
+    """
+    root, source = hub.resolve(name, revision)
+    index = hub.read_json(root / "model_index.json")
+    configs: dict[str, Mapping[str, Any]] = {"model_index": index}
+    for part in ("unet", "vae", *_text_encoders(index)):
+        if not isinstance(index.get(part), list) or None in index[part]:
+            raise ValueError(f"{root}/model_index.json has no {part!r}: {index.get('_class_name')} is not supported")
+        configs[part] = hub.read_json(root / part / "config.json")
+    configs["scheduler"] = hub.read_json(root / "scheduler" / "scheduler_config.json")
+    tokenizers = [load_tokenizer(root / part.replace("text_encoder", "tokenizer")) for part in _text_encoders(index)]
+    parts = _parts(configs)
+    hashed = hub.content_hash([file for part in parts for file in hub.weight_files(root / part)], root)
+    bundle = make_bundle(configs, *tokenizers, dtype=dtype, remat=remat, source=source, content_hash=hashed)
+    expected, stored = expected_shapes(configs), jnp.dtype(param_dtype or dtype)
+    params = {part: _read_part(root / part, expected[part], stored, on_host) for part in parts}
+    log.info("model %s: %s, predicts %s, weights %s", source, index.get("_class_name"), bundle.prediction, hashed[:12])
+    return bundle, params
+
+
+def make_bundle(
+    configs: Configs,
+    tokenize: Tokenize,
+    tokenize_2: Tokenize | None = None,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+    source: str = "configs",
+    content_hash: str = "",
+) -> ModelBundle:
+    """Builds a bundle from config dicts, without files or weights.
+
+    Args:
+      configs: `unet`, `vae`, `text_encoder` (`text_encoder_2`) and `scheduler`, each the content of its JSON file.
+      tokenize, tokenize_2: a `Tokenizer` for each text encoder.
+      dtype, remat: as for `load`.
+      source, content_hash: what identifies the weights that will be used with it.
+
+    Raises:
+      ValueError: naming a config field that is not supported.
+    """
+    unet, vae, texts = _modules(configs, dtype, remat)
+    scale = vae.config.scaling_factor
+    sample_size = configs["unet"].get("sample_size") or vae.config.sample_size // vae.config.downsampling
+    if not isinstance(sample_size, int):
+        raise ValueError(f"unet/config.json: sample_size = {sample_size!r} is not supported; only square latents are")
+    if len(texts) == 2 and tokenize_2 is None:
+        raise ValueError("this model has two text encoders and was given one tokenizer; give it tokenize_2")
+
+    def denoise(
+        params: Params,
+        z: jax.Array,
+        t: jax.Array,
+        context: jax.Array,
+        *,
+        timestep_cond: jax.Array | None = None,
+        added_cond: Mapping[str, jax.Array] | None = None,
+        residuals: Any = None,
+        attention_edit: Any = None,
+    ) -> jax.Array:
+        out = unet.apply({"params": params}, z, t, context, timestep_cond, added_cond, residuals, attention_edit)
+        return jnp.asarray(out, jnp.float32)
+
+    def moments(params: Params, image: jax.Array) -> jax.Array:
+        return jnp.asarray(vae.apply({"params": params}, image, method="encode"), jnp.float32)
+
+    def encode(params: Params, image: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        return latents_of(moments(params, image), scale, rng)
+
+    def decode(params: Params, latents: jax.Array) -> jax.Array:
+        return jnp.asarray(vae.apply({"params": params}, latents / scale, method="decode"), jnp.float32)
+
+    def embed_text(
+        params: Mapping[str, Any], ids: jax.Array, ids_2: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        first = texts[0].apply({"params": params["text_encoder"]}, jnp.asarray(ids))
+        if len(texts) == 1:
+            return first.last.astype(jnp.float32), None
+        if ids_2 is None:
+            raise ValueError(
+                "this model has two text encoders: give embed_text the second tokenizer's ids (input_ids_2)"
+            )
+        second = texts[1].apply({"params": params["text_encoder_2"]}, jnp.asarray(ids_2))
+        context = jnp.concatenate([first.penultimate, second.penultimate], -1)
+        return context.astype(jnp.float32), second.projected.astype(jnp.float32)
+
+    return ModelBundle(
+        denoise=denoise,
+        moments=moments,
+        encode=encode,
+        decode=decode,
+        embed_text=embed_text,
+        tokenize=tokenize,
+        tokenize_2=tokenize_2,
+        prediction=read_prediction(configs["scheduler"]),
+        alphas_cumprod=read_schedule(configs["scheduler"]),
+        latent_scale=scale,
+        downsampling=vae.config.downsampling,
+        latent_channels=vae.config.latent_channels,
+        sample_size=sample_size,
+        configs=configs,
+        source=source,
+        content_hash=content_hash,
+    )
+
+
+def init_params(configs: Configs, rng: jax.Array) -> Params:
+    """Returns random float32 parameters for every part that `configs` describes."""
+    return {part: jax.jit(init)(key) for (part, init), key in _keyed(_inits(configs), rng)}
+
+
+def expected_shapes(configs: Configs) -> dict[str, Any]:
+    """Returns the tree of `jax.ShapeDtypeStruct` that each part's weights must have; computes nothing."""
+    return {part: jax.eval_shape(init, key) for (part, init), key in _keyed(_inits(configs), jax.random.key(0))}
+
+
+def read_prediction(config: Mapping[str, Any]) -> str:
+    """Returns "eps", "x0" or "v" of a scheduler_config.json (epsilon where it says nothing)."""
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"scheduler: prediction_type = {prediction!r} is not supported; use one of {[*PREDICTIONS]}")
+    return PREDICTIONS[prediction]
+
+
+def read_schedule(config: Mapping[str, Any]) -> np.ndarray:
+    """Returns alphas_cumprod f32[T] of a scheduler_config.json.
+
+    A zero-terminal-SNR table (`rescale_betas_zero_snr`, Lin et al. 2023, arXiv:2305.08891) ends at 2^-24 rather than
+    0, so that alpha stays positive.
+
+    Raises:
+      ValueError: naming the field: another family of schedulers, another beta schedule, or a field missing.
+    """
+    name = config.get("_class_name", "DDIMScheduler")
+    if name.removesuffix("Scheduler") not in SCHEDULERS:
+        raise ValueError(f"scheduler: _class_name = {name!r} is not supported; only variance-preserving schedulers are")
+    steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    kinds = {"scaled_linear": Schedule.scaled_linear, "linear": Schedule.linear}
+    kind = config.get("beta_schedule")
+    if trained is not None:
+        schedule = Schedule.from_betas(np.asarray(trained, np.float64))
+    elif kind == "squaredcos_cap_v2":
+        schedule = Schedule.squaredcos(steps)
+    elif kind in kinds:
+        missing = [field for field in ("beta_start", "beta_end") if field not in config]
+        if missing:
+            raise ValueError(f"scheduler: {missing[0]} is missing from scheduler_config.json; SD's are .00085 and .012")
+        schedule = kinds[kind](config["beta_start"], config["beta_end"], steps)
+    else:
+        raise ValueError(f"scheduler: beta_schedule = {kind!r} is not supported; use {[*kinds, 'squaredcos_cap_v2']}")
+    table = np.asarray(schedule.alphas_cumprod, np.float64)
+    if config.get("rescale_betas_zero_snr"):
+        alpha = np.sqrt(table)
+        table = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+        table[-1] = 2.0**-24
+    return table.astype(np.float32)
+
+
+def _parts(configs: Configs) -> list[str]:
+    return [part for part in ("unet", "vae", "text_encoder", "text_encoder_2") if part in configs]
+
+
+def _text_encoders(index: Mapping[str, Any]) -> list[str]:
+    second = index.get("text_encoder_2")
+    return ["text_encoder", "text_encoder_2"] if second and None not in second else ["text_encoder"]
+
+
+def _modules(configs: Configs, dtype: DTypeLike, remat: str) -> tuple[Any, AutoencoderKL, list[Any]]:
+    missing = [part for part in ("unet", "vae", "text_encoder", "scheduler") if part not in configs]
+    if missing:
+        raise ValueError(
+            f"a model needs configs for unet, vae, text_encoder and scheduler; missing: {', '.join(missing)}"
+        )
+    texts = [
+        CLIPTextEncoder(TextConfig.from_json(configs[part], f"{part}/config.json"), dtype)
+        for part in _parts(configs)
+        if part.startswith("text_encoder")
+    ]
+    if len(texts) == 2 and texts[1].config.projection_dim is None:
+        raise ValueError(
+            "text_encoder_2/config.json: architectures must be ['CLIPTextModelWithProjection'], as in SDXL"
+        )
+    unet = make_unet(configs["unet"], dtype=dtype, remat=remat)
+    return unet, AutoencoderKL(VAEConfig.from_json(configs["vae"]), dtype), texts
+
+
+def _inits(configs: Configs) -> dict[str, Callable[[jax.Array], Params]]:
+    """Returns each part's `rng -> params`, at the smallest inputs it takes."""
+    unet, vae, texts = _modules(configs, jnp.float32, "none")
+    side = vae.config.downsampling
+    image, ids = jnp.zeros((1, side, side, vae.config.in_channels)), jnp.zeros((1, 1), jnp.int32)
+    inits: dict[str, Callable[[jax.Array], Params]] = {
+        "unet": functools.partial(init_unet, unet),
+        "vae": lambda rng: vae.init(rng, image)["params"],
+    }
+    for name, text in zip(("text_encoder", "text_encoder_2"), texts, strict=False):
+        inits[name] = functools.partial(lambda text, rng: text.init(rng, ids)["params"], text)
+    return inits
+
+
+def _keyed(inits: dict[str, Any], rng: jax.Array) -> list[tuple[tuple[str, Any], jax.Array]]:
+    return list(zip(inits.items(), jax.random.split(rng, len(inits)), strict=True))
+
+
+def _read_part(directory: Path, expected: Any, dtype: np.dtype, on_host: bool) -> Params:
+    """Reads one part's parameters, checked against `expected`, in `dtype`."""
+    found, source = hub.read_weights(directory)
+    if "text_model" in expected and "text_model" not in found:
+        # transformers 5 writes CLIPTextModel without the prefix that published files have
+        projection = {key: found.pop(key) for key in ("text_projection",) if key in found}
+        found = {"text_model": found, **projection}
+    params = convert.match(found, expected, source)
+    place = np.ascontiguousarray if on_host else jnp.asarray
+    return jax.tree.map(lambda x: place(x.astype(dtype)), params)
