@@ -3,8 +3,8 @@
     probs = softmax(q k^T / sqrt(d)),   out = probs v        q [b,n,h,d], k and v [b,m,h,d], probs [b,h,n,m]
 
 `attend` picks an implementation by shape: cuDNN's fused kernel on CUDA for half precision with d % 8 == 0 and d <= 128,
-XLA elsewhere, with float32 scores and softmax whatever the inputs. From `LARGE` scores per head on, XLA works on chunks of
-queries whose scores the backward pass recomputes, so neither direction holds more than one chunk of them.
+XLA elsewhere, with float32 scores and softmax whatever the inputs. From `LARGE` scores per head on, XLA works on chunks
+of queries whose scores the backward pass recomputes, so neither direction holds more than one chunk of them.
 
 An editing method reaches inside through `AttentionEdit`, three optional pure functions that see every layer by its path
 (`up_blocks_1/attentions_0/transformer_blocks_0/attn1`; attn1 is self-, attn2 cross-attention):
@@ -75,38 +75,49 @@ def as_edit(edit: AttentionEdit | EditProbs | None) -> AttentionEdit:
     return edit if isinstance(edit, AttentionEdit) else AttentionEdit(probs=edit)
 
 
-def attention_probs(q: jax.Array, k: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) in float32: q `[b,n,h,d]`, k `[b,m,h,d]` -> `[b,h,n,m]`."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
+def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q k^T / sqrt(d) in float32: q `[b,n,h,d]`, k `[b,m,h,d]` -> `[b,h,n,m]`."""
+    scale = q.shape[-1] ** -0.5
+    rows, columns = jnp.moveaxis(q, 2, 1), jnp.transpose(k, (0, 2, 3, 1))
+    if q.dtype == jnp.float32:  # on queries the factor costs less; half precision would round them once more
+        return jnp.matmul(rows * scale, columns)
+    return jnp.matmul(rows, columns, preferred_element_type=jnp.float32) * scale
 
 
-def weighted_values(probs: jax.Array, v: jax.Array) -> jax.Array:
-    """probs v with float32 accumulation: `[b,h,n,m]`, `[b,m,h,d]` -> `[b,n,h,d]` in v's dtype."""
-    out = jnp.einsum("bhqk,bkhd->bqhd", probs.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out.astype(v.dtype)
+def weighted_values(weights: jax.Array, v: jax.Array) -> jax.Array:
+    """weights v, accumulated and returned in float32: `[b,h,n,m]`, `[b,m,h,d]` -> `[b,h,n,d]`."""
+    return jnp.matmul(weights.astype(v.dtype), jnp.moveaxis(v, 2, 1), preferred_element_type=jnp.float32)
+
+
+def explicit_attention(q: jax.Array, k: jax.Array, v: jax.Array, edit: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Attention with its map passed through `edit`; shapes as for `attend`."""
+    probs = edit(jax.nn.softmax(attention_scores(q, k), axis=-1))
+    return jnp.moveaxis(weighted_values(probs, v), 1, 2).astype(v.dtype)
+
+
+def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention in plain XLA; shapes as for `attend`. Dividing after the product spares a pass over the scores."""
+    scores = attention_scores(q, k)
+    exps = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    out = weighted_values(exps, v) / exps.sum(-1, keepdims=True)
+    return jnp.moveaxis(out, 1, 2).astype(v.dtype)
 
 
 def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention in plain XLA, in chunks of queries where n * m is large; shapes as for `attend`."""
+    """`softmax_attention`, in chunks of queries where n * m is large; shapes as for `attend`."""
     n, m = q.shape[1], k.shape[1]
     if n * m < LARGE:
-        return weighted_values(attention_probs(q, k), v)
-
-    @jax.checkpoint
-    def chunk_attention(q_chunk: jax.Array) -> jax.Array:
-        return weighted_values(attention_probs(q_chunk, k), v)
-
+        return softmax_attention(q, k, v)
     chunks = -(-n // QUERY_CHUNK)
     padded = jnp.pad(q, ((0, 0), (0, chunks * QUERY_CHUNK - n), (0, 0), (0, 0)))
     stacked = jnp.moveaxis(padded.reshape(q.shape[0], chunks, QUERY_CHUNK, *q.shape[2:]), 1, 0)
-    out = jnp.moveaxis(jax.lax.map(chunk_attention, stacked), 0, 1)
-    return out.reshape(padded.shape)[:, :n]
+    out = jax.lax.map(jax.checkpoint(lambda chunk: softmax_attention(chunk, k, v)), stacked)
+    return jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :n]
 
 
 @functools.cache
 def cudnn_supports(n: int, m: int, heads: int, head_dim: int, dtype: str) -> bool:
-    """Whether cuDNN's fused attention compiles, forward and backward, for this shape; one log line where it does not."""
+    """Whether cuDNN's fused attention compiles, both ways, for this shape; one log line where it does not."""
     q = jax.ShapeDtypeStruct((1, n, heads, head_dim), dtype)
     k = jax.ShapeDtypeStruct((1, m, heads, head_dim), dtype)
 
@@ -117,9 +128,8 @@ def cudnn_supports(n: int, m: int, heads: int, head_dim: int, dtype: str) -> boo
         jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, k).compile()
     except Exception as error:  # cuDNN reports what it cannot do as any of several exception types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        logging.getLogger(__name__).warning(
-            "attention n=%d m=%d heads=%d head_dim=%d %s runs in XLA, not cuDNN: %s", n, m, heads, head_dim, dtype, reason
-        )
+        shape = f"n={n} m={m} heads={heads} head_dim={head_dim} {dtype}"
+        logging.getLogger(__name__).warning("attention %s runs in XLA, not cuDNN: %s", shape, reason)
         return False
     return True
 
@@ -166,7 +176,7 @@ class Attention(nn.Module):
             q, k, v = edit.qkv(q, k, v, layer=layer, is_cross=is_cross)
         if edit.probs is None:
             return attend(q, k, v)
-        return weighted_values(edit.probs(attention_probs(q, k), layer=layer, is_cross=is_cross), v)
+        return explicit_attention(q, k, v, functools.partial(edit.probs, layer=layer, is_cross=is_cross))
 
 
 class GEGLU(nn.Module):
@@ -211,8 +221,8 @@ class BasicTransformerBlock(nn.Module):
 class Transformer2DModel(nn.Module):
     """Transformer blocks over the pixels of `[b, h, w, c]`, between two projections and inside a shortcut.
 
-    use_linear_projection: dense projections (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x); the same maths, but the
-    stored kernels differ in rank.
+    use_linear_projection: dense projections (SD 2.x, SDXL) instead of 1x1 convolutions (SD 1.x): the same maths, other
+    ranks of the stored kernels.
     """
 
     heads: int
