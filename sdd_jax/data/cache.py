@@ -39,7 +39,7 @@ def renderer_hash() -> str:
 def cached_array(
     name: str, key: str, shape: tuple[int, ...], dtype: str, chunks: Callable[[], Iterator[np.ndarray]]
 ) -> np.ndarray:
-    """Returns the array `name` of `shape`, memory-mapped, computing it from `chunks` (along axis 0) if it is not cached.
+    """Returns the array `name` of `shape`, memory-mapped; computes it from `chunks` (along axis 0) if not cached.
 
     Args:
         key: says what the values depend on; hashed into the file's name with shape and dtype.

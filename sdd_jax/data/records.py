@@ -23,6 +23,7 @@ class PortraitSource:
     """Random access to the first `count` portraits of a split; with `cached`, rendered once and read from disk."""
 
     def __init__(self, split: str, count: int, cached: bool = True) -> None:
+        self.split = split
         self.indices = portraits.split_indices(split)[:count]
         self.images = rendered_portraits(split, count) if cached else None
 
@@ -38,11 +39,6 @@ class PortraitSource:
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0
-
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Float in [-1, 1], clipped -> uint8."""
-    return np.clip(np.round((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def nuisance_targets(index: int) -> np.ndarray:
@@ -79,7 +75,7 @@ def captioned(tokenize: Tokenize) -> Transform:
 
 
 def contrasted(tokenize: Tokenize, negatives: int) -> Transform:
-    """`image`, `input_ids` of a random caption, `negative_ids` i32[k,n] of the same words with one attribute changed."""
+    """`image`, `input_ids` of a random caption, `negative_ids` i32[k,n] of the same with one attribute changed."""
 
     def transform(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         portrait = portraits.portrait(record["index"])
@@ -93,5 +89,15 @@ def contrasted(tokenize: Tokenize, negatives: int) -> Transform:
             texts.append(portraits.random_caption(changed, np.random.default_rng(seed)))
         ids = tokenize(texts)
         return {"image": to_float(record["image"]), "input_ids": ids[0], "negative_ids": ids[1:]}
+
+    return transform
+
+
+def latents(moments: np.ndarray, tokenize: Tokenize) -> Transform:
+    """Precomputed `moments` f32[h,w,2c] of the record's position, and the `input_ids` of a random caption."""
+
+    def transform(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        text = portraits.random_caption(portraits.portrait(record["index"]), rng)
+        return {"moments": moments[record["position"]].astype(np.float32), "input_ids": tokenize([text])[0]}
 
     return transform

@@ -42,7 +42,9 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.strides):
-            raise ValueError(f"a tower needs a stride per width: {len(self.widths)} widths, {len(self.strides)} strides")
+            raise ValueError(
+                f"a tower needs a stride per width: {len(self.widths)} widths, {len(self.strides)} strides"
+            )
 
 
 class ConvTower(nn.Module):
@@ -70,7 +72,8 @@ def init_tower(rng: jax.Array, config: TowerConfig) -> Params:
 
 def apply_tower(config: TowerConfig, params: Params, image: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Applies a tower to `image` f32[b,H,W,3] in [-1, 1]; returns (outputs f32[b,k], feature maps)."""
-    return ConvTower(config).apply({"params": params}, image)
+    out: Any = ConvTower(config).apply({"params": params}, image)
+    return out
 
 
 def split_logits(logits: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
@@ -78,11 +81,31 @@ def split_logits(logits: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     return jnp.split(logits, np.cumsum(np.asarray(sizes))[:-1].tolist(), axis=-1)
 
 
+def embed_image(config: TowerConfig, params: Params, image: jax.Array) -> jax.Array:
+    """CLIP image embeddings of unit length f32[b,e], of `image` f32[b,H,W,3] in [-1, 1]; params of a CLIP."""
+    return unit(apply_tower(config, params["image"], image)[0])
+
+
+def embed_caption(params: Params, pooled: jax.Array) -> jax.Array:
+    """CLIP text embeddings of unit length f32[b,e], of the text encoder's pooled states f32[b,d]; params of a CLIP."""
+    return unit(pooled @ params["text_projection"]["kernel"])
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Scales the last axis to length one, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
+
+
 def save_tower(directory: Path, config: TowerConfig, params: Params, extra: Mapping[str, Any] | None = None) -> None:
     """Writes `config.json` (with `extra` facts) and half-precision `model.safetensors` into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     facts = {**dataclasses.asdict(config), **(extra or {})}
     (directory / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
+    _write(directory, params)
+
+
+def _write(directory: Path, params: Params) -> None:
     halves = {k: np.ascontiguousarray(np.asarray(v, np.float16)) for k, v in flax_to_torch(params).items()}
     save_file(halves, directory / "model.safetensors")
 
@@ -96,13 +119,17 @@ def load_tower(directory: Path) -> tuple[TowerConfig, Params, dict[str, Any]]:
     """
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name} is missing: the portraits world needs it; restore or train it again")
+            raise FileNotFoundError(
+                f"{directory / name} is missing: the portraits world needs it; restore or train it again"
+            )
     facts = json.loads((directory / "config.json").read_text())
     names = {f.name for f in dataclasses.fields(TowerConfig)}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in names}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in names}
     try:
         state = load_file(directory / "model.safetensors")
     except SafetensorError as error:
-        raise ValueError(f"{directory / 'model.safetensors'} is damaged ({error}): restore it or train it again") from None
+        raise ValueError(
+            f"{directory / 'model.safetensors'} is damaged ({error}): restore it or train it again"
+        ) from None
     params = torch_to_flax({k: v.astype(np.float32) for k, v in state.items()})
     return TowerConfig(**fields), params, {k: v for k, v in facts.items() if k not in names}

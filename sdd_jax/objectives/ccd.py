@@ -73,6 +73,7 @@ class CCD:
     ) -> tuple[jax.Array, Metrics]:
         """Returns eq. 11 averaged over the batch, and its two terms."""
         latents_rng, time_rng, noise_rng = jax.random.split(rng, 3)
+        time_rng = frozen["step_rng"] if self.shared_time else time_rng
         kind, schedule = predictor(self.model.prediction), Schedule(self.model.alphas_cumprod)
         x = latents_of(self.model, frozen, batch, latents_rng)
         text = text_of(self.model, frozen, batch)
@@ -94,10 +95,11 @@ class CCD:
         return loss, {"consistency": consistency, "reconstruction": reconstruction}
 
     def draw_times(self, rng: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-        """Draws (t, s) i32[b] from the grid's neighbouring pairs; one pair for the batch when time is shared."""
+        """Draws (t, s) i32[b] of neighbouring grid points; when time is shared, one pair for the whole global batch."""
         t, s = grid_pairs(self.grid_steps, len(self.model.alphas_cumprod))
         index = jax.random.randint(rng, () if self.shared_time else (batch_size,), 0, len(t))
-        return tuple(jnp.broadcast_to(jnp.asarray(times)[index], (batch_size,)) for times in (t, s))
+        t_drawn, s_drawn = (jnp.broadcast_to(jnp.asarray(times)[index], (batch_size,)) for times in (t, s))
+        return t_drawn, s_drawn
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -58,6 +58,6 @@ def soften(rng: jax.Array, image: jax.Array, noise: float) -> jax.Array:
     deviation = jax.random.uniform(keys[1], shape, maxval=noise)
     kernel = jnp.array([0.25, 0.5, 0.25])
     padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = sum(kernel[i] * padded[:, i : i + image.shape[1]] for i in range(3))
-    blurred = sum(kernel[i] * rows[:, :, i : i + image.shape[2]] for i in range(3))
+    rows = sum((kernel[i] * padded[:, i : i + image.shape[1]] for i in range(3)), start=jnp.zeros(()))
+    blurred = sum((kernel[i] * rows[:, :, i : i + image.shape[2]] for i in range(3)), start=jnp.zeros(()))
     return (1 - share) * image + share * blurred + deviation * jax.random.normal(keys[2], image.shape)

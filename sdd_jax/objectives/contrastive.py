@@ -2,7 +2,8 @@
 
 With unit embeddings u_i of images and v_j of captions and a learned temperature exp(tau):
 
-    L = 1/2 [ CE_i over {exp(tau) u_i.v_1 .. u_i.v_b, exp(tau) u_i.n_i1 .. u_i.n_ik} + CE_j over {exp(tau) u_1.v_j .. u_b.v_j} ]
+    s_ij = exp(tau) u_i.v_j,    r_il = exp(tau) u_i.n_il
+    L = 1/2 [ CE_i over {s_i1 .. s_ib, r_i1 .. r_ik}  +  CE_j over {s_1j .. s_bj} ]
 
 n_i1..n_ik are captions of image i with one attribute changed: in-batch captions differ in many words, so telling them
 apart teaches little about any single one, and the text states stay blind to it. A negative (in-batch or counterfactual)
@@ -21,19 +22,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdd_jax.models.towers import TowerConfig, apply_tower, init_tower
+from sdd_jax.models.towers import TowerConfig, embed_caption, embed_image, init_tower
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Scales the last axis to length one, in float32."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contrastive:
-    """Fields: the image tower; the text encoder as `init_text(rng)` and `embed_text(params, ids) -> f32[b,d]`, its pooled state."""
+    """Fields: the image tower; the text encoder as `init_text(rng)` and `embed_text(params, ids) -> [b,d]`, pooled."""
 
     tower: TowerConfig
     init_text: Callable[[jax.Array], Params]
@@ -58,7 +53,7 @@ class Contrastive:
         """Returns the symmetric cross-entropy and the in-batch image-to-caption accuracy."""
         ids, negative_ids = batch["input_ids"], batch["negative_ids"]
         b, k, n = negative_ids.shape
-        images = unit(apply_tower(self.tower, params["image"], batch["image"])[0])
+        images = embed_image(self.tower, params, batch["image"])
         captions = self.embed_captions(params, jnp.concatenate([ids, negative_ids.reshape(b * k, n)]))
         scale = jnp.exp(jnp.minimum(params["logit_scale"], self.max_logit_scale))
         within = scale * images @ captions[:b].T
@@ -77,7 +72,7 @@ class Contrastive:
 
     def embed_captions(self, params: Params, ids: jax.Array) -> jax.Array:
         """Returns unit caption embeddings f32[b,e] of `ids` i32[b,n]."""
-        return unit(self.embed_text(params["text_encoder"], ids) @ params["text_projection"]["kernel"])
+        return embed_caption(params, self.embed_text(params["text_encoder"], ids))
 
     @property
     def phases(self) -> tuple[Phase, ...]:

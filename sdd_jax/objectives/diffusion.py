@@ -21,7 +21,6 @@ from sdd_jax.diffusion.schedule import Level, Schedule, add_noise, snr
 from sdd_jax.objectives.inputs import latents_of, text_of
 from sdd_jax.types import Batch, Frozen, Metrics, ModelBundle, Params, Phase
 
-
 TARGETS: dict[str, Callable[[jax.Array, jax.Array, Level], jax.Array]] = {
     "eps": lambda x0, eps, at: eps,
     "v": lambda x0, eps, at: at.alpha * eps - at.sigma * x0,

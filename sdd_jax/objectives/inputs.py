@@ -1,6 +1,6 @@
 """What every objective reads from a batch first: latents and text states, given or computed.
 
-A batch carries either an image and token ids or their precomputed moments and text states; both are turned into the same
+A batch carries either an image and token ids or their precomputed moments and text states; both become the same
 arrays here, so that no method needs to know which.
 """
 

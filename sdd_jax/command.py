@@ -1,0 +1,45 @@
+"""What every command shares: log lines on stdout, and user errors as one line with exit status 2.
+
+What the user got wrong is raised by this package as ValueError or OSError and shown as one line; an error from inside a
+library is a bug and keeps its traceback (`--debug`, anywhere on the line, keeps every traceback).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sdd_jax.config import one_line
+
+_PACKAGE = Path(__file__).parent
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> int:
+    """Runs `main` on the command line's arguments and returns the exit status."""
+    log_to_stdout()
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        return main(arguments)
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv or not is_ours(error):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def log_to_stdout() -> None:
+    """Shows this package's log lines; libraries keep their own handlers."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log = logging.getLogger("sdd_jax")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+
+
+def is_ours(error: BaseException) -> bool:
+    """True where this package raised the error itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(_PACKAGE)

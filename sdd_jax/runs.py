@@ -1,0 +1,49 @@
+"""Finished and unfinished runs, read back: what sampling, evaluation and export start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from sdd_jax.config import defaults_of
+from sdd_jax.jobs import build
+from sdd_jax.train import EngineConfig, Job, engine_config
+from sdd_jax.training.checkpoint import Checkpoints
+from sdd_jax.training.optim import make_optimizer
+from sdd_jax.training.state import create_state
+from sdd_jax.types import Params
+
+
+def open_run(workdir: Path) -> tuple[Job, Params, int]:
+    """Returns a workdir's job, its newest verified parameters (the average where it keeps one) and their step.
+
+    Raises:
+        FileNotFoundError: the workdir holds no run, or no checkpoint yet.
+        ValueError: its checkpoints are damaged, or were trained against other weights than are found now.
+    """
+    record = workdir / "config.json"
+    if not record.is_file():
+        raise FileNotFoundError(
+            f"--workdir={workdir} holds no run (no config.json): train one with python -m sdd_jax.main"
+        )
+    config = ConfigDict(defaults_of(EngineConfig))
+    with config.ignore_type():
+        config.update(json.loads(record.read_text())["config"])
+    job = build(config.lock())
+    engine = engine_config(config)
+    optimizer, _ = make_optimizer(engine.optimizer, engine.steps)
+    shapes = jax.eval_shape(
+        lambda key, frozen: create_state(key, job.objective, optimizer, frozen, with_ema=engine.ema is not None),
+        jax.random.key(0),
+        job.frozen,
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    with Checkpoints(workdir, keep=engine.keep, config=config, fingerprint=job.fingerprint) as checkpoints:
+        state = checkpoints.restore(abstract)
+    if state is None:
+        raise FileNotFoundError(f"--workdir={workdir} has no checkpoint yet: let python -m sdd_jax.main reach one")
+    return job, state.params if state.ema is None else state.ema, int(state.step)
