@@ -7,7 +7,6 @@ keeps its traceback (`--debug` keeps every traceback). SIGTERM saves and exits 0
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import jax
 
+from sdd_jax import jobs
 from sdd_jax.config import defaults_of, load_config, one_line
 from sdd_jax.train import EngineConfig, engine_config, run
 from sdd_jax.training.workdir import check_workdir
@@ -54,8 +54,7 @@ def _train(arguments: Sequence[str]) -> None:
     if flags.distributed:
         _join_processes()
 
-    job = importlib.import_module("sdd_jax.jobs")
-    run(job.build(config), flags.workdir)
+    run(jobs.build(config), flags.workdir)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

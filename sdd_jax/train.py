@@ -36,6 +36,8 @@ from sdd_jax.types import Frozen, Objective, Params
 
 _log = logging.getLogger("sdd_jax")
 
+Previews = Callable[[Params, Params | None, Frozen, int, Path], None]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -98,7 +100,7 @@ class Job:
     objective: Objective
     frozen: Frozen
     stream: Callable[[int], Iterator[dict[str, np.ndarray]]]
-    previews: Callable[[Params, Params | None, Frozen, int, Path], None] | None
+    previews: Previews | None
     batch_size: int
     config: ConfigDict
     fingerprint: Mapping[str, Any]

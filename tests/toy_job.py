@@ -1,6 +1,6 @@
 """A tiny real job for the engine's tests: distil a frozen linear teacher, with noise and an EMA target.
 
-Run as a script it is `sdd_jax.main` with this module standing in for `sdd_jax.job`, so that tests can kill it.
+Run as a script it is `sdd_jax.main` with `build` standing in for `sdd_jax.jobs.build`, so that tests can kill it.
 """
 
 import dataclasses
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from sdd_jax import jobs
 from sdd_jax.config import defaults_of, validate
 from sdd_jax.data.pipeline import make_stream
+from sdd_jax.main import main
 from sdd_jax.train import EngineConfig, Job
 from sdd_jax.types import Phase
 
@@ -88,9 +90,5 @@ def build(config):
 
 
 if __name__ == "__main__":
-    sys.modules["sdd_jax.job"] = sys.modules["__main__"]
-    import sdd_jax
-    from sdd_jax.main import main
-
-    sdd_jax.job = sys.modules["__main__"]
+    jobs.build = build
     sys.exit(main())
