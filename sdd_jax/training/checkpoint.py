@@ -6,9 +6,9 @@ arrays are on disk, process 0 hashes them and writes `MANIFEST.json`:
     {step, arrays: {path: [shape, dtype]}, files: {path: sha256}, config, fingerprint}
 
 so a checkpoint without a manifest is one that was tampered with, never one that a kill interrupted. A restore
-recomputes the hashes, newest step first. One that differs is moved to `rejected/` with a loud message and the step
-before it is tried; if none is good the run ends with an error and everything stays on disk. Shapes and dtypes are
-compared with the manifest first, because Orbax would cast silently.
+recomputes the hashes, newest step first. One that differs is passed over with a loud message (and moved to `rejected/`
+when the run saves again) and the step before it is tried; if none is good the run ends with an error. Reading changes
+nothing on disk. Shapes and dtypes are compared with the manifest first, because Orbax would cast silently.
 
 `fingerprint` says which frozen weights the state was trained against (source and content hash); they are not saved.
 """
@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,9 +45,10 @@ class Checkpoints:
         self._rejected = workdir.absolute() / "rejected"
         self._record = {"config": to_plain(config), "fingerprint": to_plain(fingerprint)}
         self._saving: dict[str, Any] = {}
+        self._rejects: list[int] = []
+        self._tidy = False
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=self._options)
@@ -64,6 +66,8 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts saving `state`, the result of `step` steps; returns once the arrays are copied off the device."""
+        if not self._tidy:
+            self._make_room()
         if step in self._manager.all_steps():
             return
         self._manager.wait_until_finished()
@@ -106,13 +110,11 @@ class Checkpoints:
             self._check(step, manifest, abstract)
             try:
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            except (
-                Exception
-            ) as error:  # whatever stops a verified file from being read, an older step may still be read
+            except Exception as error:  # whatever stops this one from being read, an older step may still read
                 problems[step] = f"it does not read: {one_line(error)}"
                 _log.error("CHECKPOINT %d OF %s IS NOT USED: %s", step, self._directory, problems[step])
                 continue
-            self._set_aside(problems)
+            self._rejects = list(problems)
             return state
         if problems:
             shown = "; ".join(f"step {step}: {problem}" for step, problem in problems.items())
@@ -140,19 +142,23 @@ class Checkpoints:
                     f"{now.get(key)}; use another --workdir or the weights it names"
                 )
 
-    def _set_aside(self, steps: Mapping[int, str]) -> None:
-        """Moves bad checkpoints out of the way of the steps that will be saved again."""
-        if not steps:
-            return
+    def _make_room(self) -> None:
+        """Before the first save: moves rejected checkpoints aside and removes what a killed save left unnamed.
+
+        Not earlier, so that reading a workdir never touches the files of the job that runs in it.
+        """
         if jax.process_index() == 0:
-            self._rejected.mkdir(exist_ok=True)
-            for step in steps:
+            for step in self._rejects:
+                self._rejected.mkdir(exist_ok=True)
                 target = self._rejected / f"{step}-{time.time_ns()}"
                 (self._directory / str(step)).rename(target)
                 _log.error("moved the bad checkpoint %d to %s", step, target)
+            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("set_aside")
+            multihost_utils.sync_global_devices("checkpoints_make_room")
         self._manager.reload()
+        self._tidy = True
 
 
 def _describe(state: TrainState) -> dict[str, Any]:

@@ -101,6 +101,19 @@ def test_damage_falls_back_to_the_step_before_loudly(tmp_path, state, harm, capl
     assert len(list((tmp_path / "rejected").iterdir())) == 1
 
 
+def test_reading_leaves_the_files_of_a_running_job_alone(tmp_path, state):
+    write(tmp_path, state)
+    damage(tmp_path, 10)
+    in_flight = tmp_path / "checkpoints" / "15.orbax-checkpoint-tmp"
+    in_flight.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(abstract(state)), after(state, 5))
+    assert sorted(tmp_path.rglob("*")) == before
+    write(tmp_path, state, (15,))  # the next job clears it
+    assert not in_flight.exists()
+
+
 def test_no_good_checkpoint_is_an_error_that_loses_nothing(tmp_path, state):
     write(tmp_path, state)
     damage(tmp_path, 5), damage(tmp_path, 10)
