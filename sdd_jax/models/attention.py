@@ -180,7 +180,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """`[..., c] -> [..., features]`: one half of a projection times the exact (erf) GELU of the other."""
+    """`[..., c] -> [..., features]`: one half of a projection times the exact GELU, g (1 + erf(g / sqrt 2)) / 2."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -188,7 +188,7 @@ class GEGLU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         value, gate = jnp.split(Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
-        return value * nn.gelu(gate, approximate=False)
+        return value * (0.5 * gate * (1 + jax.lax.erf(gate * 0.5**0.5)))
 
 
 class FeedForward(nn.Module):

@@ -2,9 +2,9 @@
 
     ResnetBlock2D(x, temb) = (shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + W silu(temb))))) / scale
 
-All features are `[b, h, w, c]`; `temb` is `[b, e]`, or None where a block has no time embedding; `context` is `[b, n, d]`.
-Modules carry diffusers' class and parameter names. `remat` says what the backward pass recomputes, layer by layer (a
-residual block, a transformer): "none", "dots" (all but convolutions and matrix products), "block" (everything inside).
+Features are `[b, h, w, c]`; `temb` is `[b, e]`, or None where a block has no time embedding; `context` is `[b, n, d]`.
+Modules carry diffusers' parameter names. `remat` says what the backward pass recomputes, layer by layer (a residual
+block, a transformer): "none", "dots" (all but convolutions and matrix products), "block" (everything inside).
 Source: Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models".
 """
 
@@ -79,7 +79,7 @@ class Downsample2D(nn.Module):
 
 
 class Upsample2D(nn.Module):
-    """Nearest-neighbour doubling and a convolution. size (h, w): what to crop to, for a skip of odd size; None: 2h, 2w."""
+    """Nearest-neighbour doubling, cropped to `size` (h, w) where a skip of odd size asks for it, and a convolution."""
 
     features: int
     dtype: DTypeLike = jnp.float32

@@ -2,8 +2,8 @@
 
     h_0 = conv_in(z) + hint(condition);   r_i = scale * zero_conv_i(h_i),   r_mid = scale * zero_conv_mid(mid)
 
-`hint` brings the condition `[b,H,W,3]`, in [0, 1] as diffusers has it, to the latents' size: one stride-2 convolution per
-step in `conditioning_embedding_out_channels`, so H = h * 2^(len - 1). Every output convolution starts at zero: a fresh
+`hint` brings the condition `[b,H,W,3]`, in [0, 1] as diffusers has it, to the latents' size: one stride-2 convolution
+per step in `conditioning_embedding_out_channels`, so H = h * 2^(len - 1). Output convolutions start at zero: a fresh
 ControlNet changes nothing. Source: Zhang et al. 2023, "Adding conditional control to text-to-image diffusion models".
 """
 
@@ -80,7 +80,7 @@ class ControlNetModel(UNetEncoder):
         added_cond: Mapping[str, jax.Array] | None = None,
         scale: jax.Array | float = 1.0,
     ) -> Residuals:
-        """Residuals for the UNet from latents z `[b,h,w,c]`, t `[b]`, context `[b,n,d]`, condition `[b,H,W,3]` in [0,1].
+        """Residuals from latents z `[b,h,w,c]`, t `[b]`, context `[b,n,d]` and the condition `[b,H,W,3]` in [0, 1].
 
         scale: a factor on every residual. Raises ValueError where the condition's size does not fit the latents'.
         """
@@ -88,14 +88,13 @@ class ControlNetModel(UNetEncoder):
         expected = (z.shape[1] * factor, z.shape[2] * factor, self.condition_channels)
         if condition.shape[1:] != expected:
             raise ValueError(
-                f"the condition has shape {condition.shape[1:]}; latents {z.shape[1:3]} and {len(self.condition_widths)} "
-                f"conditioning_embedding_out_channels need {expected}"
+                f"the condition has shape {condition.shape[1:]}; for latents {z.shape[1:3]} the ControlNet's "
+                f"conditioning_embedding_out_channels={self.condition_widths} need {expected}"
             )
         hint = self.controlnet_cond_embedding(condition[..., ::-1] if self.bgr else condition)
-        features = self.encode_features(z, self.embed_time(t, None, added_cond), context, AttentionEdit(), hint)
-        assert features.mid is not None
-        down = tuple(conv(h) * scale for conv, h in zip(self.controlnet_down_blocks, features.down, strict=True))
-        return Residuals(down, self.controlnet_mid_block(features.mid) * scale)
+        skips, mid = self.encode_features(z, self.embed_time(t, None, added_cond), context, AttentionEdit(), hint)
+        down = tuple(conv(h) * scale for conv, h in zip(self.controlnet_down_blocks, skips, strict=True))
+        return Residuals(down, self.controlnet_mid_block(mid) * scale)
 
 
 def make_controlnet(
@@ -105,10 +104,10 @@ def make_controlnet(
     own = CONDITION_DEFAULTS | {name: value for name, value in config.items() if name in CONDITION_DEFAULTS}
     order = own["controlnet_conditioning_channel_order"]
     if order not in ("rgb", "bgr"):
-        raise ValueError(f"ControlNetModel config field controlnet_conditioning_channel_order={order!r} is not supported")
+        raise ValueError(f"ControlNetModel config field controlnet_conditioning_channel_order={order!r}: rgb or bgr")
     for name in ("up_block_types", "out_channels", "time_cond_proj_dim"):
         if config.get(name) is not None:
-            raise ValueError(f"ControlNetModel config field {name}={config[name]!r} is not supported: a ControlNet has none")
+            raise ValueError(f"ControlNetModel config field {name}={config[name]!r} is not supported: drop it")
     levels = len(config.get("block_out_channels", (320, 640, 1280, 1280)))
     encoder = {name: value for name, value in config.items() if name not in own} | {
         "up_block_types": ("UpBlock2D",) * levels
@@ -141,10 +140,12 @@ def controlnet_params_from_unet(unet_params: Params, controlnet_params: Params) 
         if isinstance(own, Mapping):
             missing = set(own) - set(source)
             if missing:
-                raise ValueError(f"the UNet has no {path}/{min(missing)} to start the ControlNet from; use its own config")
+                raise ValueError(f"the UNet has no {path}/{min(missing)}; make the ControlNet from its config")
             return {name: copy(own[name], source[name], f"{path}/{name}") for name in own}
         if own.shape != source.shape:
-            raise ValueError(f"{path} is {source.shape} in the UNet and {own.shape} in the ControlNet; use its own config")
+            raise ValueError(
+                f"{path} is {source.shape} in the UNet, {own.shape} in the ControlNet; make that from the UNet's config"
+            )
         return source
 
     return {

@@ -4,7 +4,8 @@ Arrays are NHWC (`[b, h, w, c]`) or tokens (`[b, n, d]`). Parameters are named a
 them: `kernel` (HWIO, or `[in, out]`) and `bias` for convolutions and dense layers, `scale` and `bias` for norms.
 `dtype` is the compute dtype; parameters are stored in whatever dtype they arrive in. Statistics of norms are float32:
 
-    GroupNorm  y = (x - mean_g) / sqrt(var_g + eps) * scale_c + bias_c     over h, w and the channels of group g
+    GroupNorm  y = (x - mean_g) / sqrt(var_g + eps) * scale_c + bias_c     over h, w and the channels of group g,
+               var = E[x^2] - E[x]^2, both in one pass, applied as one gain and offset per channel
     LayerNorm  y = (x - mean) / sqrt(var + eps) * scale_c + bias_c         over channels
 
 Kernels start uniform in +-1/sqrt(fan_in) (PyTorch's default for both kinds), biases at zero.
@@ -43,9 +44,12 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         half = self.kernel_size // 2
-        padding = self.padding or ((half, half), (half, half))
         out = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x.astype(self.dtype),
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=self.padding or ((half, half), (half, half)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return out + bias[None, None, None]
 
@@ -77,12 +81,17 @@ class GroupNorm(nn.Module):
             raise ValueError(f"norm_num_groups={self.num_groups} does not divide {c} channels")
         scale = self.param("scale", nn.initializers.ones, (c,)).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,)).astype(jnp.float32)
-        pixels = x.astype(jnp.float32).reshape(b, -1, self.num_groups, c // self.num_groups)
-        mean = pixels.mean((1, 3), keepdims=True)
-        var = jnp.square(pixels - mean).mean((1, 3), keepdims=True)
-        gain = jax.lax.rsqrt(var + self.eps) * scale.reshape(1, 1, self.num_groups, -1)
-        out = (pixels - mean) * gain + bias.reshape(1, 1, self.num_groups, -1)
-        return out.reshape(x.shape).astype(self.dtype)
+        pixels = x.astype(jnp.float32).reshape(b, -1, c)
+
+        def group_mean(values: jax.Array) -> jax.Array:
+            """Means `[b, groups, 1]` over pixels, then over the channels of each group."""
+            return values.mean(1).reshape(b, self.num_groups, -1).mean(-1, keepdims=True)
+
+        mean = group_mean(pixels)
+        var = jnp.maximum(group_mean(jnp.square(pixels)) - jnp.square(mean), 0)
+        gain = jax.lax.rsqrt(var + self.eps) * scale.reshape(1, self.num_groups, -1)
+        offset = bias.reshape(1, self.num_groups, -1) - mean * gain
+        return (pixels * gain.reshape(b, 1, c) + offset.reshape(b, 1, c)).reshape(x.shape).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

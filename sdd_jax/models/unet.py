@@ -7,7 +7,7 @@
 Shapes: z `[b,h,w,c]` latents of any size (an odd one upsamples to its skip's size), t `[b]`, context `[b,n,d]`. The
 prediction is float32 `[b,h,w,c']` in whatever space the weights were trained (eps, v or x0).
 
-An adapter's `Residuals` enter where ControlNet's do, at the skips and the middle's output, there added (`h + r`) or mixed
+An adapter's `Residuals` enter where ControlNet's do, at the skips and the middle's output, added (`h + r`) or mixed
 (`(1 - mu) h + mu r`, CCD eq. 10, whose second encoder is `encode` under its own copy of the parameters).
 
 Sources: Rombach et al. 2022; Podell et al. 2023 (SDXL); Luo et al. 2023 (timestep_cond); Mei et al. 2024 (CCD).
@@ -86,7 +86,7 @@ class UNetEncoder(nn.Module):
         if not c.text_time:
             return temb
         if added_cond is None or not {"text_embeds", "time_ids"} <= set(added_cond):
-            raise ValueError("this model (addition_embed_type 'text_time') needs added_cond with text_embeds and time_ids")
+            raise ValueError("this model (addition_embed_type 'text_time') needs added_cond: text_embeds and time_ids")
         pooled, time_ids = added_cond["text_embeds"], added_cond["time_ids"]
         assert c.addition_time_embed_dim is not None
         id_features = features(time_ids.reshape(-1), c.addition_time_embed_dim).reshape(pooled.shape[0], -1)
@@ -100,7 +100,7 @@ class UNetEncoder(nn.Module):
 
     def encode_features(
         self, z: jax.Array, temb: jax.Array, context: jax.Array, edit: AttentionEdit, hint: jax.Array | None = None
-    ) -> Residuals:
+    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
         """Skips and middle output; `hint` `[b,h,w,channels[0]]` is added after the input convolution."""
         c = self.config
         if z.shape[-1] != c.in_channels:
@@ -119,7 +119,7 @@ class UNetEncoder(nn.Module):
             skips += made
         if c.has_mid:
             x = self.mid_block(x, temb, context, edit)
-        return Residuals(skips, x)
+        return skips, x
 
 
 class UNet2DConditionModel(UNetEncoder):
@@ -164,11 +164,14 @@ class UNet2DConditionModel(UNetEncoder):
         """
         edit = as_edit(attention_edit)
         temb = self.embed_time(t, timestep_cond, added_cond)
-        skips, x, _ = apply_residuals(self.encode_features(z, temb, context, edit), residuals)
+        skips, x = self.encode_features(z, temb, context, edit)
+        if residuals is not None:
+            skips, x = apply_residuals(skips, x, residuals)
         context = context.astype(self.dtype)
         for block in self.up_blocks:
             used, skips = skips[-block.num_layers :], skips[: -block.num_layers]
-            x = block(x, used, temb, context, skips[-1].shape[1:3] if skips else None, edit)
+            size = (skips[-1].shape[1], skips[-1].shape[2]) if skips else None
+            x = block(x, used, temb, context, size, edit)
         return self.conv_out(nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
     def encode(
@@ -185,26 +188,25 @@ class UNet2DConditionModel(UNetEncoder):
         It reads `conv_in`, `time_embedding`, `add_embedding`, `down_blocks_*` and `mid_block` only.
         """
         temb = self.embed_time(t, timestep_cond, added_cond)
-        return self.encode_features(z, temb, context, as_edit(attention_edit))
+        return Residuals(*self.encode_features(z, temb, context, as_edit(attention_edit)))
 
 
-def apply_residuals(features: Residuals, residuals: Residuals | None) -> Residuals:
-    """Adds or mixes an adapter's `residuals` into encoder `features`, keeping the features' dtype.
+def apply_residuals(
+    skips: tuple[jax.Array, ...], mid: jax.Array, residuals: Residuals
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Adds or mixes an adapter's `residuals` into the encoder's skips and middle output, keeping their dtype.
 
     Raises ValueError where the numbers of skips differ.
     """
-    if residuals is None:
-        return features
-    if len(residuals.down) != len(features.down):
-        raise ValueError(f"the adapter gives {len(residuals.down)} skip residuals; the UNet has {len(features.down)} skips")
+    if len(residuals.down) != len(skips):
+        raise ValueError(f"the adapter has {len(residuals.down)} skip residuals, the UNet {len(skips)} skips")
 
     def combine(h: jax.Array, r: jax.Array) -> jax.Array:
         mixed = h + r if residuals.mix is None else (1 - residuals.mix) * h + residuals.mix * r
         return mixed.astype(h.dtype)
 
-    down = tuple(combine(h, r) for h, r in zip(features.down, residuals.down, strict=True))
-    mid = features.mid if residuals.mid is None or features.mid is None else combine(features.mid, residuals.mid)
-    return Residuals(down, mid)
+    combined = tuple(combine(h, r) for h, r in zip(skips, residuals.down, strict=True))
+    return combined, mid if residuals.mid is None else combine(mid, residuals.mid)
 
 
 def check_remat(remat: str) -> str:
