@@ -48,7 +48,7 @@ def _common() -> ml_collections.ConfigDict:
     config.checkpoint_every = 200
     config.preview_every = 200
     config.optimizer = ml_collections.ConfigDict(
-        {"name": "muon", "learning_rate": 2e-3, "schedule": "cosine", "warmup": 50, "weight_decay": 0.0, "clip": 1.0}
+        {"name": "muon", "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50}
     )
     config.data = ml_collections.ConfigDict({"split": "train", "count": 24_000})
     config.objective = ml_collections.ConfigDict()

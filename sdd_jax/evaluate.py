@@ -1,114 +1,49 @@
-"""`python -m sdd_jax.evaluate --workdir=DIR`: the job's metrics on its held-out split, as a table, JSON and a grid.
+"""`python -m sdd_jax.evaluate --workdir=DIR`: a run's metrics on its held-out split, as a table, JSON and a grid.
 
-For a CCD super-resolution run on portraits: bicubic, the model in 1, 2, 4 ... steps, and the original through the
-autoencoder, which no latent model can beat. Writes `DIR/evaluation/metrics.json` and `DIR/evaluation/grid.png`.
+`python -m sdd_jax.evaluate --model=portraits` instead measures the embedded world against what it has to reach.
+Results are also written to `DIR/evaluation/` (of a run) or to `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import logging
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from sdd_jax.command import run_command
-from sdd_jax.config import validate
-from sdd_jax.data import portraits
-from sdd_jax.data.records import to_float
-from sdd_jax.evals.instruments import in_batches
-from sdd_jax.evals.restoration import restoration_metrics, table
-from sdd_jax.images import write_grid
-from sdd_jax.jobs.ccd import RestorationData, Sampler, heldout_rows, make_sampler
-from sdd_jax.jobs.world import read_instruments
-from sdd_jax.models.hub import PORTRAITS
-from sdd_jax.objectives.ccd import CCD
-from sdd_jax.runs import open_run
-from sdd_jax.types import Frozen, ModelBundle, Params
-
-RIVALS = 63
-SHOWN = 8
-_log = logging.getLogger("sdd_jax")
-
-
-def evaluate(
-    workdir: Path, samples: int, steps: Sequence[int], seed: int, batch: int = 32
-) -> dict[str, dict[str, float]]:
-    """Evaluates a CCD run on held-out portraits; returns metrics by row and writes them below the workdir."""
-    job, params, step = open_run(workdir)
-    data = validate(job.config.data, RestorationData, "config.data") if isinstance(job.objective, CCD) else None
-    if not isinstance(job.objective, CCD) or data is None or data.source != "portraits":
-        raise ValueError(f"--workdir={workdir} is a {job.config.task!r} run: evaluate takes CCD runs on portraits")
-    _log.info("%s, step %d, on %d held-out portraits", job.name, step, samples)
-    instruments = read_instruments(PORTRAITS)
-    rows = heldout_rows(data, job.objective.model, samples)
-    outputs = {"bicubic": rows["condition"]}
-    sampler = make_sampler(job.objective)
-    for n in steps:
-        began = time.monotonic()
-        outputs[f"CCD, {n} step{'s' * (n > 1)}"] = _sample_all(sampler, params, job.frozen, rows, n, seed, batch)
-        _log.info("%d steps: %.1f s for %d portraits", n, time.monotonic() - began, samples)
-    outputs["autoencoder"] = _reconstruct_all(job.objective.model, job.frozen["vae"], rows["image"], batch)
-    labels = np.stack([portraits.labels(portraits.portrait(i).attributes) for i in rows["index"]])
-    rivals = np.stack([rival_portraits(int(i)) for i in rows["index"]])
-    metrics = {
-        name: restoration_metrics(instruments, images, rows["image"], labels, rivals)
-        for name, images in outputs.items()
-    }
-    low = rows["condition"][:, 2::4, 2::4].repeat(4, 1).repeat(4, 2)
-    shown = {"degraded": low, **outputs, "truth": rows["image"]}
-    directory = workdir / "evaluation"
-    write_grid(directory / "grid.png", [x[:SHOWN] for x in shown.values()], list(shown))
-    report = {"workdir": str(workdir), "step": step, "samples": samples, "seed": seed, "rows": metrics}
-    (directory / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-    return metrics
-
-
-def rival_portraits(index: int) -> np.ndarray:
-    """63 other individuals with a portrait's attributes, f32 [63, 64, 64, 3], from neither split."""
-    portrait = portraits.portrait(index)
-    others = (
-        portraits.portrait(portraits.SPLITS["heldout"].stop + 1 + 64 * index % 10_000_000 + k) for k in range(RIVALS)
-    )
-    return np.stack(
-        [to_float(portraits.image(dataclasses.replace(other, attributes=portrait.attributes))) for other in others]
-    )
-
-
-def _sample_all(
-    sampler: Sampler, params: Params, frozen: Frozen, rows: dict[str, np.ndarray], steps: int, seed: int, batch: int
-) -> np.ndarray:
-    keys = jax.random.key(seed)
-    parts = []
-    for i, start in enumerate(range(0, len(rows["image"]), batch)):
-        part = slice(start, start + batch)
-        key = jax.random.fold_in(keys, i)
-        parts.append(np.asarray(sampler(params, frozen, rows["condition"][part], rows["input_ids"][part], key, steps)))
-    return np.concatenate(parts)
-
-
-def _reconstruct_all(model: ModelBundle, vae: Params, images: np.ndarray, batch: int) -> np.ndarray:
-    reconstruct = jax.jit(lambda vae, x: (model.decode(vae, model.encode(vae, x)),))
-    return np.concatenate([out for (out,) in in_batches(lambda x: reconstruct(vae, jnp.asarray(x)), images, batch)])
+from sdd_jax.evals.restoration import table
+from sdd_jax.jobs.ccd_report import evaluate
+from sdd_jax.jobs.world_report import report_world
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sdd_jax.evaluate", description=__doc__)
-    parser.add_argument("--workdir", required=True, type=Path)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", type=Path, help="a run")
+    which.add_argument("--model", help='"portraits" or the directory of a world made again')
     parser.add_argument("--samples", type=int, default=128, help="held-out portraits")
-    parser.add_argument("--steps", default="1,2,4", help="numbers of sampling steps, separated by commas")
+    parser.add_argument("--steps", default="1,2,4", help="of a run: numbers of sampling steps, separated by commas")
+    parser.add_argument("--guidance", default="1,2,3,5", help="of a model: guidance scales, separated by commas")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="of a model: directory to write to")
     flags = parser.parse_args(argv)
-    print(table(evaluate(flags.workdir, flags.samples, [int(n) for n in flags.steps.split(",")], flags.seed)))
+    if flags.samples < 1:
+        raise ValueError(f"--samples={flags.samples}: ask for at least one")
+    if flags.model is not None:
+        scales = _numbers("--guidance", flags.guidance, float)
+        print(report_world(flags.model, flags.samples, scales, flags.seed, flags.out))
+        return 0
+    print(table(evaluate(flags.workdir, flags.samples, _numbers("--steps", flags.steps, int), flags.seed)))
     return 0
+
+
+def _numbers(flag: str, text: str, kind: type) -> list:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag}={text}: give numbers separated by commas") from None
 
 
 if __name__ == "__main__":

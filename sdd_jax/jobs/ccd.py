@@ -144,9 +144,7 @@ def make_sampler(objective: CCD) -> Sampler:
 
         return model.decode(frozen["vae"], sample(denoise, noise, times, schedule, model.prediction))
 
-    def sampler(
-        params: Params, frozen: Frozen, condition: Array, ids: Array, rng: jax.Array, steps: int
-    ) -> jax.Array:
+    def sampler(params: Params, frozen: Frozen, condition: Array, ids: Array, rng: jax.Array, steps: int) -> jax.Array:
         times = sampling_times(steps, objective.grid_steps, schedule.num_timesteps)
         return run(params, frozen, jnp.asarray(condition), jnp.asarray(ids), rng, jnp.asarray(times))
 

@@ -6,7 +6,7 @@
 | mu-mixing (CCD eq. 10) | (1 - mu) h + mu h_eta(E(c)), a trainable encoder of c's latents; mu = 0 | h |
 
 Both are bit-equal to the UNet at initialisation. An adapter has two steps: `prepare` turns the condition into what the
-network reads, once per batch however many evaluations follow, and `residuals` makes the encoder residuals of one of them.
+network reads, once per batch however many evaluations follow, and `residuals` makes the residuals of each evaluation.
 `h_eta` sees the same timestep and text as the UNet. Cost per evaluation: about .35F each.
 """
 
