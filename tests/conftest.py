@@ -6,5 +6,30 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory):
+    """The directory of a tiny embedded world with random weights; copy it before changing a file."""
+    import tiny
+
+    return tiny.make_world(tmp_path_factory.mktemp("tiny") / "world")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_world):
+    """(bundle, params) of the tiny world's Stable Diffusion."""
+    import sdd_jax
+
+    return sdd_jax.load(tiny_world)
+
+
+@pytest.fixture
+def array_cache(tmp_path_factory, monkeypatch):
+    """The directory of cached renders and latents, one for the whole session and never the user's."""
+    path = tmp_path_factory.getbasetemp() / "array_cache"
+    monkeypatch.setenv("SDD_JAX_CACHE", str(path))
+    return path

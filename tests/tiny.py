@@ -1,0 +1,92 @@
+"""A tiny embedded world: a Stable Diffusion of width 8 at 64 px (f = 4) with its instruments, random weights.
+
+    root = make_world(directory)          the files that `sdd_jax.load`, `read_instruments` and diffusers read
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from sdd_jax.data import portraits
+from sdd_jax.jobs.clip import text_encoder_config
+from sdd_jax.jobs.world import SIZES
+from sdd_jax.models.bundle import init_params, make_bundle
+from sdd_jax.models.save import save
+from sdd_jax.models.tokenizer import Tokenizer, train_tokenizer
+from sdd_jax.models.towers import TowerConfig, init_tower, save_tower
+
+UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 16,
+    "norm_num_groups": 4,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": [8, 8, 8],
+    "layers_per_block": 1,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "sample_size": 64,
+    "scaling_factor": 0.5,
+}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 16,
+    "layer_norm_eps": 1e-5,
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "epsilon",
+}
+TOKENIZER = {"vocab_size": 768, "model_max_length": 40}
+TOWER = {"widths": (8, 8), "strides": (4, 4), "groups": 4}
+
+
+def configs(tokenizer: Tokenizer, **unet: Any) -> dict[str, dict[str, Any]]:
+    """The config files' contents; `unet` replaces fields of the UNet's."""
+    return {
+        "unet": {"_class_name": "UNet2DConditionModel", **UNET, **unet},
+        "vae": {"_class_name": "AutoencoderKL", **VAE},
+        "text_encoder": text_encoder_config(ConfigDict(TEXT), tokenizer),
+        "scheduler": SCHEDULER,
+    }
+
+
+def make_world(directory: Path) -> Path:
+    """Writes the Stable Diffusion and the towers classifier/, regressor/, clip/; returns the directory."""
+    tokenizer = train_tokenizer(portraits.caption_corpus(), out_dir=directory.parent / "tokenizer", **TOKENIZER)
+    described = configs(tokenizer)
+    params = init_params(described, jax.random.key(1))
+    save(make_bundle(described, tokenizer), params, directory)
+    keys = jax.random.split(jax.random.key(2), 4)
+    for key, name, outputs in zip(keys, ("classifier", "regressor"), (sum(SIZES), len(portraits.RANGES)), strict=False):
+        tower = TowerConfig(**TOWER, outputs=outputs)
+        save_tower(directory / name, tower, init_tower(key, tower))
+    tower = TowerConfig(**TOWER, outputs=8)
+    clip = {
+        "image": init_tower(keys[2], tower),
+        "text_projection": {"kernel": jax.random.normal(keys[3], (TEXT["hidden_size"], 8))},
+        "logit_scale": jax.numpy.asarray(2.5, "float32"),
+    }
+    save_tower(directory / "clip", tower, clip)
+    return directory
