@@ -12,7 +12,7 @@ and the same for `regressor`, `clip`, `vae` (reads the classifier) and `unet` (r
 | regressor | the same, 16 outputs | 5 min | mean squared error < .3 of the variance |
 | clip | text transformer 128 x 3, image tower 0.5M | 15 min | zero-shot >= 95% of every attribute |
 | vae | AutoencoderKL f=4, 4 channels, 0.9M | 40 min | >= 30 dB PSNR |
-| unet | UNet2DConditionModel 64, 128, 4.3M | 4 h | >= 85% mean attribute accuracy at 50 DDIM steps |
+| unet | UNet2DConditionModel 64, 128, 4.3M | 3 h | >= 85% mean attribute accuracy at 50 DDIM steps |
 """
 
 import ml_collections
@@ -43,7 +43,7 @@ def _common() -> ml_collections.ConfigDict:
     config.steps = 1000
     config.batch_size = 64
     config.accumulate = 1
-    config.ema = 0.998
+    config.ema = 0.99
     config.log_every = 50
     config.checkpoint_every = 200
     config.preview_every = 200
@@ -57,20 +57,18 @@ def _common() -> ml_collections.ConfigDict:
 
 def _classifier(config: ml_collections.ConfigDict) -> None:
     config.task = "classifier"
-    config.steps = 1200
     config.tower = ml_collections.ConfigDict({"widths": (32, 64, 128, 128, 192), "strides": (2, 2, 2, 1, 2)})
     config.objective.noise = 0.1
 
 
 def _regressor(config: ml_collections.ConfigDict) -> None:
     config.task = "regressor"
-    config.steps = 1200
     config.tower = ml_collections.ConfigDict({"widths": (32, 64, 128, 128, 192), "strides": (2, 2, 2, 1, 2)})
 
 
 def _clip(config: ml_collections.ConfigDict) -> None:
     config.task = "clip"
-    config.steps = 2000
+    config.optimizer.learning_rate = 1e-3
     config.data.negatives = 3
     config.tower = ml_collections.ConfigDict(
         {"widths": (32, 64, 96, 128, 128), "strides": (2, 2, 2, 1, 2), "outputs": 128}
@@ -91,8 +89,9 @@ def _clip(config: ml_collections.ConfigDict) -> None:
 
 def _vae(config: ml_collections.ConfigDict) -> None:
     config.task = "vae"
-    config.steps = 4000
-    config.batch_size = 8
+    config.steps = 5000
+    config.batch_size = 4
+    config.ema = 0.995
     config.objective.update({"perceptual_weight": 0.1, "kl_weight": 1e-4})
     config.vae = ml_collections.ConfigDict(
         {
@@ -113,7 +112,7 @@ def _vae(config: ml_collections.ConfigDict) -> None:
 
 def _unet(config: ml_collections.ConfigDict) -> None:
     config.task = "unet"
-    config.steps = 16_000
+    config.steps = 10_000
     config.batch_size = 16
     config.ema = 0.999
     config.checkpoint_every = 500
