@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import absl.logging
 import jax
 
 from sdd_jax import jobs
@@ -85,7 +86,8 @@ def _join_processes() -> None:
 
 
 def _log_to_stdout() -> None:
-    """Shows this package's log lines; libraries keep their own handlers."""
+    """Shows this package's log lines and libraries' errors."""
+    absl.logging.set_verbosity(absl.logging.ERROR)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log = logging.getLogger("sdd_jax")

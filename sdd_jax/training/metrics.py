@@ -2,7 +2,7 @@
 
 The host never waits for the step it has just dispatched: `Late` holds the device scalars of the last few steps and
 hands back those that are old enough to be there, which also bounds how far the host runs ahead. Lines of
-`metrics.jsonl` carry the mean since the line before; `step` n is the state after n steps, as in checkpoints, so a run
+`metrics.jsonl` carry the mean since the line before (or the resume); `step` n is the state after n steps, so a run
 resumed at n drops lines past n.
 """
 
