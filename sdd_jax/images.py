@@ -48,7 +48,7 @@ def make_grid(
     ((height, width),) = sizes
     font = ImageFont.load_default(size=max(9, min(16, height // 6)))
     left = max((round(font.getlength(label)) + 8 for label in labels), default=0)
-    top = sum(font.getmetrics()) + 4 if columns else 0
+    top = round(font.getbbox("Ag")[3]) + 4 if columns else 0
     count = max(len(array) for array in arrays)
     shape = (top + len(arrays) * (height + _GAP) - _GAP, left + count * (width + _GAP) - _GAP, 3)
     canvas = np.full(shape, _BACKGROUND, np.uint8)
@@ -68,7 +68,7 @@ def make_grid(
 
 
 def write_png(path: Path, image: jax.Array | np.ndarray) -> None:
-    """Writes one image [H, W, 3] or [H, W, 1] (floats in [-1, 1] or uint8); makes the directory, replaces atomically."""
+    """Writes one image [H, W, 3] or [H, W, 1] (floats in [-1, 1] or uint8) atomically, making its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = to_uint8(image)
     partial = path.with_name(f"{path.name}.partial")
