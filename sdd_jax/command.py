@@ -12,26 +12,30 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import absl.logging
+
 from sdd_jax.config import one_line
 
 _PACKAGE = Path(__file__).parent
 
 
-def run_command(main: Callable[[Sequence[str]], int]) -> int:
-    """Runs `main` on the command line's arguments and returns the exit status."""
+def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Runs `command` on `argv`, by default the process's own arguments, and returns the exit status: 0, or 2."""
     log_to_stdout()
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return main(arguments)
+        command([argument for argument in arguments if argument != "--debug"])
     except (ValueError, OSError) as error:
-        if "--debug" in sys.argv or not is_ours(error):
+        if "--debug" in arguments or not is_ours(error):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    return 0
 
 
 def log_to_stdout() -> None:
-    """Shows this package's log lines; libraries keep their own handlers."""
+    """Shows this package's log lines and libraries' errors."""
+    absl.logging.set_verbosity(absl.logging.ERROR)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log = logging.getLogger("sdd_jax")

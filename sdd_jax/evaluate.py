@@ -17,8 +17,12 @@ from sdd_jax.jobs.ccd_report import evaluate
 from sdd_jax.jobs.world_report import report_world
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    return run_command(_evaluate, argv)
+
+
+def _evaluate(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m sdd_jax.evaluate", description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path, help="a run")
@@ -34,9 +38,8 @@ def main(argv: Sequence[str]) -> int:
     if flags.model is not None:
         scales = _numbers("--guidance", flags.guidance, float)
         print(report_world(flags.model, flags.samples, scales, flags.seed, flags.out))
-        return 0
+        return
     print(table(evaluate(flags.workdir, flags.samples, _numbers("--steps", flags.steps, int), flags.seed)))
-    return 0
 
 
 def _numbers(flag: str, text: str, kind: type) -> list:
@@ -47,4 +50,4 @@ def _numbers(flag: str, text: str, kind: type) -> list:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main())

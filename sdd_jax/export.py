@@ -18,8 +18,12 @@ from sdd_jax.runs import open_run
 _log = logging.getLogger("sdd_jax")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    return run_command(_export, argv)
+
+
+def _export(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m sdd_jax.export", description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path, help="directory to write to; made if missing")
@@ -29,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--workdir={flags.workdir} is a {job.config.task!r} run, which has nothing to export")
     job.export(params, flags.out)
     _log.info("exported step %d of %s to %s", step, flags.workdir, flags.out)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main())

@@ -28,8 +28,12 @@ from sdd_jax.runs import open_run
 _log = logging.getLogger("sdd_jax")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    return run_command(_sample, argv)
+
+
+def _sample(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m sdd_jax.sample", description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--control", required=True, type=Path, help="the degraded picture")
@@ -58,8 +62,7 @@ def main(argv: Sequence[str]) -> int:
     _log.info("%d steps, %d samples: %.1f s with compilation", flags.steps, flags.samples, time.monotonic() - began)
     write_grid(flags.out, [np.concatenate([control[None], images]) if flags.beside else images])
     _log.info("wrote %s", flags.out)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main())
