@@ -82,10 +82,23 @@ def load(
     parts = _parts(configs)
     hashed = hub.content_hash([file for part in parts for file in hub.weight_files(root / part)], root)
     bundle = make_bundle(configs, *tokenizers, dtype=dtype, remat=remat, source=source, content_hash=hashed)
-    expected, stored = expected_shapes(configs), jnp.dtype(param_dtype or dtype)
-    params = {part: _read_part(root / part, expected[part], stored, on_host) for part in parts}
+    params = {part: read_component(root, configs, part, param_dtype or dtype, on_host) for part in parts}
     log.info("model %s: %s, predicts %s, weights %s", source, index.get("_class_name"), bundle.prediction, hashed[:12])
     return bundle, params
+
+
+def read_component(
+    root: Path, configs: Configs, part: str, dtype: DTypeLike = jnp.float32, on_host: bool = False
+) -> Params:
+    """Loads one part ("vae", "text_encoder", ...) of a model directory, checked against `configs`, as `load` does."""
+    expected = jax.eval_shape(_inits(configs)[part], jax.random.key(0))
+    found, source = hub.read_weights(root / part)
+    if "text_model" in expected and "text_model" not in found:
+        # transformers 5 writes CLIPTextModel without the prefix that published files have
+        found = {"text_model": found}
+    params = convert.match(found, expected, source)
+    place = np.ascontiguousarray if on_host else jnp.asarray
+    return jax.tree.map(lambda x: place(x.astype(jnp.dtype(dtype))), params)
 
 
 def make_bundle(
@@ -175,13 +188,28 @@ def make_bundle(
 
 
 def init_params(configs: Configs, rng: jax.Array) -> Params:
-    """Returns random float32 parameters for every part that `configs` describes."""
-    return {part: jax.jit(init)(key) for (part, init), key in _keyed(_inits(configs), rng)}
+    """Returns random float32 parameters for every part that `configs` describes.
+
+    Kernels are uniform in +-1/sqrt(fan_in), embeddings normal with std .02, norms the identity. Drawn on the host, so
+    that they are the same on every backend and nothing is compiled.
+    """
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)).ravel())
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key == "kernel":
+            value = generator.uniform(-1, 1, leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        elif path[-1].key == "embedding":
+            value = 0.02 * generator.standard_normal(leaf.shape)
+        else:
+            value = np.full(leaf.shape, float(path[-1].key == "scale"))
+        return jnp.asarray(value.astype(np.float32))
+
+    return jax.tree_util.tree_map_with_path(draw, expected_shapes(configs))
 
 
 def expected_shapes(configs: Configs) -> dict[str, Any]:
     """Returns the tree of `jax.ShapeDtypeStruct` that each part's weights must have; computes nothing."""
-    return {part: jax.eval_shape(init, key) for (part, init), key in _keyed(_inits(configs), jax.random.key(0))}
+    return {part: jax.eval_shape(init, jax.random.key(0)) for part, init in _inits(configs).items()}
 
 
 def read_prediction(config: Mapping[str, Any]) -> str:
@@ -266,19 +294,3 @@ def _inits(configs: Configs) -> dict[str, Callable[[jax.Array], Params]]:
     for name, text in zip(("text_encoder", "text_encoder_2"), texts, strict=False):
         inits[name] = functools.partial(lambda text, rng: text.init(rng, ids)["params"], text)
     return inits
-
-
-def _keyed(inits: dict[str, Any], rng: jax.Array) -> list[tuple[tuple[str, Any], jax.Array]]:
-    return list(zip(inits.items(), jax.random.split(rng, len(inits)), strict=True))
-
-
-def _read_part(directory: Path, expected: Any, dtype: np.dtype, on_host: bool) -> Params:
-    """Reads one part's parameters, checked against `expected`, in `dtype`."""
-    found, source = hub.read_weights(directory)
-    if "text_model" in expected and "text_model" not in found:
-        # transformers 5 writes CLIPTextModel without the prefix that published files have
-        projection = {key: found.pop(key) for key in ("text_projection",) if key in found}
-        found = {"text_model": found, **projection}
-    params = convert.match(found, expected, source)
-    place = np.ascontiguousarray if on_host else jnp.asarray
-    return jax.tree.map(lambda x: place(x.astype(dtype)), params)

@@ -28,7 +28,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -151,11 +150,6 @@ def match(params: Mapping[str, Any], expected_shapes: Mapping[str, Any], source:
         listing = "; ".join(f"{len(names)} {what}: {_first(names)}" for what, names in problems.items() if names)
         raise ValueError(f"{source} does not fit its config.json: {listing}")
     return traverse_util.unflatten_dict({path: out[path] for path in expected})
-
-
-def shapes(params: Any) -> Any:
-    """Returns the tree of `jax.ShapeDtypeStruct` of a parameter tree."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
 
 
 def _without_window(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,9 +2,9 @@
 
     unet.<module>.lora_A.weight [r, i] or [r, i, k, k]       unet.<module>.lora_B.weight [o, r] or [o, r, 1, 1]
 
-B is written times alpha / rank and the PEFT config in the safetensors header (`lora_adapter_metadata`) says alpha = rank,
-which is what readers that ignore the header assume (PyTorch diffusers' `load_lora_adapter(path)` among them): every
-reader gives the same output. The training alpha stands beside it, so that `load_lora` restores the adapter as it was.
+B is written times alpha / rank, and the PEFT config in the safetensors header (`lora_adapter_metadata`) says that alpha
+equals the rank. Readers that ignore the header assume just that (PyTorch diffusers' `load_lora_adapter(path)` is one),
+so every reader gives the same output. The training alpha stands beside it, and `load_lora` undoes the scaling.
 
 Kohya's names
 (`lora_unet_down_blocks_0_..._to_q.lora_down.weight`, with an `.alpha` per module) flatten dots to underscores; they

@@ -23,7 +23,6 @@ from safetensors.numpy import save_file
 from sdd_jax.models.convert import flax_to_torch
 from sdd_jax.types import ModelBundle, Params
 
-MARKERS = ("model_index.json", "config.json")
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
@@ -57,12 +56,15 @@ def save(bundle: ModelBundle, params: Params, out_dir: str | Path, dtype: DTypeL
 def save_component(
     params: Params, config: Mapping[str, Any], out_dir: str | Path, class_name: str, dtype: DTypeLike = np.float32
 ) -> Path:
-    """Writes one diffusers network (`config.json` and safetensors), as its PyTorch class `class_name` loads it.
+    """Writes one network (`config.json` and safetensors), as the PyTorch class `class_name` loads it.
 
-    `out_dir`, `dtype` and errors as for `save`.
+    class_name: diffusers' (`UNet2DConditionModel`, `ControlNetModel`, ...), or `CLIPTextModel`, or
+    `CLIPTextModelWithProjection`, of transformers. `out_dir`, `dtype` and errors as for `save`.
     """
+    is_text = class_name.startswith("CLIPTextModel")
+    named = {"architectures": [class_name]} if is_text else {"_class_name": class_name}
     with replaced_directory(out_dir) as directory:
-        _write_component(params, {**config, "_class_name": class_name}, directory, False, dtype)
+        _write_component(params, {**config, **named}, directory, is_text, dtype)
     return Path(out_dir)
 
 
@@ -76,7 +78,7 @@ def replaced_directory(out_dir: str | Path) -> Iterator[Path]:
     target = Path(out_dir).absolute()
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; give a directory to save to")
-    if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in MARKERS):
+    if target.is_dir() and any(target.iterdir()) and not _is_model(target):
         raise ValueError(f"{target} is not empty and not a model directory; give a new directory to save to")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
@@ -91,6 +93,17 @@ def replaced_directory(out_dir: str | Path) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, target)
             raise
+
+
+def _is_model(directory: Path) -> bool:
+    """Whether a directory is a saved model. A training workdir, which has a config.json of another kind, is not."""
+    if (directory / "model_index.json").is_file():
+        return True
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.keys() & {"_class_name", "architectures"})
 
 
 def _write_component(
