@@ -80,9 +80,9 @@ def normalise_latents(params: Params, mean: jax.Array, std: jax.Array) -> Params
     shift = jnp.concatenate([-mean / std, -2.0 * jnp.log(std)])
     return {
         **params,
-        "quant_conv": {"kernel": quant["kernel"] * scale, "bias": quant["bias"] * scale + shift},
+        "quant_conv": {"kernel": quant["kernel"] * scale.reshape(1, 1, 1, -1), "bias": quant["bias"] * scale + shift},
         "post_quant_conv": {
-            "kernel": post["kernel"] * std[:, None],
+            "kernel": post["kernel"] * std.reshape(1, 1, -1, 1),
             "bias": post["bias"] + jnp.einsum("c,hwco->o", mean, post["kernel"]),
         },
     }

@@ -44,7 +44,7 @@ class Contrastive:
             "text_encoder": self.init_text(keys[0]),
             "image": init_tower(keys[1], self.tower),
             "text_projection": {"kernel": projection},
-            "logit_scale": jnp.asarray(2.659),
+            "logit_scale": jnp.asarray(2.659, jnp.float32),
         }
 
     def loss(
