@@ -44,6 +44,7 @@ def _common() -> ml_collections.ConfigDict:
     config.batch_size = 64
     config.accumulate = 1
     config.ema = 0.99
+    config.ema_warmup = True
     config.log_every = 50
     config.checkpoint_every = 200
     config.preview_every = 200

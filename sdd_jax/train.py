@@ -47,7 +47,8 @@ class EngineConfig:
         seed: of initialisation, noise and data order.
         steps: the run's length in updates.
         batch_size: samples of a global batch; accumulate: microbatches it is split into.
-        ema: decay of the parameters' average, which is also the `target`; None: no average.
+        ema: decay of the parameters' average, which is also the `target`; None: no average. ema_warmup: lets the decay
+            grow from .1, for an average that starts at random weights.
         log_every, checkpoint_every, preview_every: steps between metrics lines, checkpoints and sample grids (0:
             never).
         keep: checkpoints kept; two at least, so that a damaged one has a predecessor.
@@ -62,6 +63,7 @@ class EngineConfig:
     batch_size: int
     accumulate: int = 1
     ema: float | None = None
+    ema_warmup: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     log_every: int = 50
@@ -156,7 +158,12 @@ def run(job: Job, workdir: Path) -> TrainState:
 
         train_step = jax.jit(
             make_train_step(
-                job.objective, optimizer, schedule=schedule, ema_decay=engine.ema, accumulate=engine.accumulate
+                job.objective,
+                optimizer,
+                schedule=schedule,
+                ema_decay=engine.ema,
+                ema_warmup=engine.ema_warmup,
+                accumulate=engine.accumulate,
             ),
             out_shardings=(layout, sharding.replicated(mesh)),
             donate_argnums=0,

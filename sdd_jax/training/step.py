@@ -4,6 +4,9 @@
     theta   <- optimizer_i(g_i)                                                    one update per phase, in order
     ema     <- decay ema + (1 - decay) theta                                                  once, after the last
 
+With `ema_warmup` the decay of update n is min(decay, (1 + n) / (10 + n)), so that an average which starts at random weights
+forgets them.
+
 Randomness is a function of (seed, step) alone, so a resumed run repeats the stream whatever the device count:
 
     step_rng = fold_in(fold_in(rng, state.step), i)          the phase's key: `frozen['step_rng'] = fold_in(step_rng,
@@ -39,6 +42,7 @@ def make_train_step(
     *,
     schedule: optax.Schedule,
     ema_decay: float | None,
+    ema_warmup: bool = False,
     accumulate: int = 1,
 ) -> TrainStep:
     """Returns the pure `train_step(state, frozen, batch, rng) -> (state, metrics)`; `rng` is the run's seed key.
@@ -46,7 +50,7 @@ def make_train_step(
     Args:
         objective: gives the phases. The optimiser updates each phase's own leaves with its own state.
         schedule: the learning rate by number of updates, for the metrics.
-        ema_decay: None where the method keeps no EMA.
+        ema_decay: None where the method keeps no EMA; ema_warmup: as above.
         accumulate: microbatches per update; divides the batch.
 
     Metrics, float32 scalars: `loss` and `grad_norm` before clipping (over all phases together: the sum, and the norm of
@@ -76,7 +80,9 @@ def make_train_step(
             metrics.update(extra)
         ema = state.ema
         if ema_decay is not None and ema is not None:
-            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+            done = state.step - state.skipped
+            decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done)) if ema_warmup else ema_decay
+            ema = optax.incremental_update(params, ema, 1.0 - decay)
         loss, norm = jnp.sum(jnp.stack(losses)), jnp.linalg.norm(jnp.stack(norms))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         params, ema, opt_state = jax.tree.map(
