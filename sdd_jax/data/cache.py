@@ -50,17 +50,21 @@ def cached_array(
     if not path.is_file():
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
         array = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        done, start = 0, time.monotonic()
-        for chunk in chunks():
-            array[done : done + len(chunk)] = chunk
-            done += len(chunk)
-            rate = done / (time.monotonic() - start)
-            print(f"{name}: {done}/{shape[0]}, {rate:.0f}/s, {(shape[0] - done) / rate:.0f} s left", file=sys.stderr)
-        if done != shape[0]:
-            raise RuntimeError(f"{name}: made {done} rows of {shape[0]}")
-        array.flush()
-        del array
-        scratch.rename(path)
+        try:
+            done, start = 0, time.monotonic()
+            for chunk in chunks():
+                array[done : done + len(chunk)] = chunk
+                done += len(chunk)
+                rate = done / max(time.monotonic() - start, 1e-9)
+                left = (shape[0] - done) / rate
+                print(f"{name}: {done}/{shape[0]}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr)
+            if done != shape[0]:
+                raise RuntimeError(f"{name}: made {done} rows of {shape[0]}")
+            array.flush()
+            del array
+            scratch.rename(path)
+        finally:
+            scratch.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdd_jax.data.records import Record
 
@@ -25,7 +25,7 @@ class ImageFolder:
         root = Path(directory)
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is not a directory: set config.data.path to a folder of images")
-        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not self.paths:
             raise FileNotFoundError(
                 f"{root} holds no images ({', '.join(SUFFIXES)}): set config.data.path to a folder of some"
@@ -36,13 +36,22 @@ class ImageFolder:
 
     def __getitem__(self, position: int) -> Record:
         path = self.paths[position]
-        text = path.with_suffix(".txt")
-        caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+        caption = read_caption(path.with_suffix(".txt"))
         return {"image": read_image(path, self.size), "caption": caption, "path": str(path), "position": position}
 
 
+def read_caption(path: Path) -> str:
+    """Reads a caption, empty where there is no such file; ValueError for one that is not UTF-8 text."""
+    if not path.is_file():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}): convert or remove it") from None
+
+
 def read_image(path: str | Path, size: int) -> np.ndarray:
-    """Reads one image as uint8 [size, size, 3]: shorter side scaled to `size` (bicubic), centre cropped.
+    """Reads one image, upright, as uint8 [size, size, 3]: shorter side scaled to `size` (bicubic), centre cropped.
 
     Raises:
         FileNotFoundError: no such file.
@@ -56,9 +65,10 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
                 raise ValueError(
                     f"{path}: {image.width}x{image.height} pixels are more than {MAX_PIXELS}; scale it down"
                 )
-            scale = size / min(image.size)
-            shape = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
-            pixels = image.convert("RGB").resize(shape, Image.Resampling.BICUBIC)
+            upright = ImageOps.exif_transpose(image)
+            scale = size / min(upright.size)
+            shape = (max(size, round(upright.width * scale)), max(size, round(upright.height * scale)))
+            pixels = upright.convert("RGB").resize(shape, Image.Resampling.BICUBIC)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} is not a readable image ({error}): replace or remove it") from None
     left, top = (pixels.width - size) // 2, (pixels.height - size) // 2
