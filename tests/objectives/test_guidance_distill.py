@@ -179,9 +179,7 @@ def test_what_is_trained(real):
     method = GuidanceDistillation(model=teacher, student=student)
     full = jax.eval_shape(lambda: method.init(jax.random.key(0), frozen))
     assert full["unet"]["time_embedding"]["cond_proj"]["kernel"].shape == (512, 16)
-    expected = jax.eval_shape(
-        lambda: init_unet(make_unet(student_configs({"unet": UNET})["unet"]), jax.random.key(0))
-    )
+    expected = jax.eval_shape(lambda: init_unet(make_unet(student_configs({"unet": UNET})["unet"]), jax.random.key(0)))
     assert jax.tree.structure(full["unet"]) == jax.tree.structure(expected)
     low = jax.eval_shape(lambda: dataclasses.replace(method, lora=SPEC).init(jax.random.key(0), frozen))
     assert set(low) == {"lora", "cond_proj"} and set(low["cond_proj"]) == {"kernel"}
