@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 
@@ -36,15 +37,30 @@ UNET_ONLY = ("up_block_types", "time_cond_proj_dim")
 
 
 def randomise(module: torch.nn.Module, seed: int) -> dict[str, Any]:
-    """Fills every tensor with 0.05 times normal noise, plus one for norms' scales; returns them as a Flax tree."""
+    """Fills every tensor with 0.05 times normal noise, plus one for norms' scales; returns them as a Flax tree.
+
+    A ControlNet's condition embedding, narrow and without norms, gets 0.25: its output would vanish otherwise.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in module.named_parameters():
-            value.copy_(0.05 * torch.randn(value.shape, generator=generator))
+            deviation = 0.25 if name.startswith("controlnet_cond_embedding") else 0.05
+            value.copy_(deviation * torch.randn(value.shape, generator=generator))
             if value.ndim == 1 and name.endswith("weight"):
                 value.add_(1)
     module.eval()
     return torch_to_flax({name: value.numpy() for name, value in module.state_dict().items()})
+
+
+def random_params(shapes: Any, seed: int) -> Any:
+    """Random values for a tree of shapes, as `randomise` draws them; compiling an initialiser takes far longer."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path: Any, leaf: Any) -> np.ndarray:
+        values = 0.05 * rng.standard_normal(leaf.shape).astype(np.float32)
+        return values + 1 if path[-1].key == "scale" else values
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
@@ -62,7 +78,7 @@ def nchw(x: np.ndarray) -> torch.Tensor:
 
 
 def inputs(config: Mapping[str, Any], size: tuple[int, int], condition_factor: int = 1) -> dict[str, Any]:
-    """Random arguments for a batch of two: z, t, context, condition, and timestep_cond or added_cond where configured."""
+    """Random arguments for a batch of two, with timestep_cond or added_cond where the config has them."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -82,3 +98,17 @@ def inputs(config: Mapping[str, Any], size: tuple[int, int], condition_factor: i
             "time_ids": np.array([[64, 48, 0, 4, 64, 64], [32, 32, 8, 0, 128, 96]], np.float32),
         }
     return made
+
+
+def torch_arguments(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `inputs`, less the condition, as diffusers' UNet and ControlNet take them."""
+    arguments: dict[str, Any] = {
+        "sample": nchw(made["z"]),
+        "timestep": torch.from_numpy(made["t"]),
+        "encoder_hidden_states": torch.from_numpy(made["context"]),
+    }
+    if "timestep_cond" in made:
+        arguments["timestep_cond"] = torch.from_numpy(made["timestep_cond"])
+    if "added_cond" in made:
+        arguments["added_cond_kwargs"] = {name: torch.from_numpy(value) for name, value in made["added_cond"].items()}
+    return arguments
