@@ -6,16 +6,16 @@
     cuDNN attention         forward 4 b h n m d; backward 8 b h n m d (its second look at the scores is not work)
 
 Counted is the jaxpr after dead code is gone, gradients included: what nobody reads (the weight gradient of a frozen
-kernel, the first layer's input gradient) is not there and costs nothing. The zeros that a strided convolution's gradient
-inserts into its input (input dilation) are not work either. Recomputation under `jax.checkpoint` is counted, for it
-is executed: trace a model with remat "none" for the useful work. Nothing is computed or allocated: arguments may be
-`jax.ShapeDtypeStruct`.
+kernel, the first layer's input gradient) is not there and costs nothing. The zeros that a strided convolution's
+gradient inserts into its input (input dilation) are not work either. Recomputation under `jax.checkpoint` is counted,
+for it is executed: trace a model with remat "none" for the useful work. Nothing is computed or allocated: arguments
+may be `jax.ShapeDtypeStruct`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -53,15 +53,15 @@ def _count(jaxpr: Jaxpr) -> Flops:
 
 def _count_equation(equation: JaxprEqn) -> Flops:
     name, params = equation.primitive.name, equation.params
-    shapes = [getattr(var.aval, "shape", ()) for var in equation.invars]
-    out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    shapes: list[tuple[int, ...]] = [getattr(var.aval, "shape", ()) for var in equation.invars]
+    outputs: list[tuple[int, ...]] = [getattr(var.aval, "shape", ()) for var in equation.outvars]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        return Flops(dot=2 * out * math.prod(shapes[0][axis] for axis in contracted))
+        return Flops(dot=2 * math.prod(outputs[0]) * math.prod(shapes[0][axis] for axis in contracted))
     if name == "conv_general_dilated":
-        _, inputs, *window = params["dimension_numbers"].rhs_spec
-        taps = math.prod(shapes[1][axis] for axis in (inputs, *window))
-        return Flops(conv=2 * out * taps // math.prod(params["lhs_dilation"]))
+        _, *summed = params["dimension_numbers"].rhs_spec
+        taps = math.prod(shapes[1][axis] for axis in summed)
+        return Flops(conv=2 * math.prod(outputs[0]) * taps // math.prod(params["lhs_dilation"]))
     if name.startswith("dot_product_attention"):
         backward = "bwd" in name
         return Flops(attention=(8 if backward else 4) * _scores(shapes[0], shapes[1], params) * shapes[0][-1])
@@ -74,8 +74,8 @@ def _count_equation(equation: JaxprEqn) -> Flops:
             "the function has a while loop of unknown length around matrix products: count its body alone, or write "
             "it as lax.scan or as lax.fori_loop with constant bounds"
         )
-    times = {"scan": lambda: params["length"], "shard_map": lambda: params["mesh"].size}.get(name, lambda: 1)()
-    return Flops(*(times * part for part in body))
+    times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+    return Flops(times * body.dot, times * body.conv, times * body.attention)
 
 
 def _scores(q: tuple[int, ...], k: tuple[int, ...], params: Mapping[str, Any]) -> int:
@@ -93,5 +93,6 @@ def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
                 yield item
 
 
-def _sum(parts: Any) -> Flops:
-    return Flops(*map(sum, zip(Flops(), *parts, strict=True)))
+def _sum(parts: Iterable[Flops]) -> Flops:
+    every = list(parts)
+    return Flops(sum(p.dot for p in every), sum(p.conv for p in every), sum(p.attention for p in every))

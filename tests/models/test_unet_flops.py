@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-
 import torch_parity
+
 from sdd_jax.models.published import PUBLISHED
 from sdd_jax.models.unet import init_unet, make_unet
 from sdd_jax.models.unet_flops import unet_flops

@@ -1,0 +1,111 @@
+"""The launch scripts: they parse, say what they would do, refuse what cannot work; two local processes really train."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+JOB = ["--config=configs/ccd_sr.py:sd15", "--workdir=/mnt/run", "--config.data.path=a b"]
+TPU = ["--name=pod", "--zone=europe-west4-b"]
+
+
+def launch(script, *arguments, timeout=60, **settings):
+    settings = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHON": sys.executable, **settings}
+    return subprocess.run(
+        ["bash", LAUNCH / script, *arguments], env=settings, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def dry(script, *arguments):
+    """The commands that a dry run shows."""
+    done = launch(script, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "", "nothing is run"
+    return [line.removeprefix("+ ") for line in done.stderr.splitlines()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse(script):
+    checker = shutil.which("shellcheck")
+    command = [checker, "-x", "-s", "bash"] if checker else ["bash", "-n"]
+    done = subprocess.run([*command, script], capture_output=True, text=True, cwd=LAUNCH.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert script.name == "common.sh" or os.access(script, os.X_OK)
+
+
+def test_a_pod_is_created_installed_run_and_deleted():
+    resume = ["resume", "--dry-run", *TPU, "--type=v5litepod-16", "--spot", "--project=p", "--nfs=10.0.0.2:/share"]
+    lines = dry("tpu_vm.sh", *resume, "--", *JOB)
+    assert all("--zone=europe-west4-b --project=p" in line for line in lines if line.startswith("gcloud"))
+    assert lines[0].startswith("gcloud compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 ")
+    assert "--version=v2-alpha-tpuv5-lite --spot" in lines[0]
+    assert " archive " in lines[1] and " scp " in lines[2] and "--worker=all" in lines[2]
+    assert "10.0.0.2:/share" in lines[-2]
+    assert "--worker=all" in lines[-1] and "sdd_jax.main" in lines[-1] and "--distributed" in lines[-1]
+    assert dry("tpu_vm.sh", "delete", "--dry-run", *TPU) == [
+        "gcloud compute tpus tpu-vm delete pod --quiet --zone=europe-west4-b"
+    ]
+
+
+def test_slurm_and_one_node():
+    (line,) = dry("slurm.sh", "--dry-run", *JOB)
+    assert line.startswith("srun ") and line.endswith(r"--distributed " + " ".join(JOB).replace("a b", r"a\ b"))
+    (line,) = dry("multi_gpu.sh", "--dry-run", "--gpus=0,1", "--", *JOB)
+    assert r"CUDA_VISIBLE_DEVICES=0\,1" in line and "--distributed" not in line
+    assert "--signal=B:TERM@120" in (LAUNCH / "slurm.sh").read_text()
+
+
+def test_local_processes_share_a_coordinator():
+    lines = dry("local.sh", "--dry-run", "--processes=3", "--devices=2", "--", *JOB)
+    assert [f"JAX_PROCESS_ID={i} " in line for i, line in enumerate(lines)] == [True] * 3
+    assert len({next(word for word in line.split() if "COORDINATOR" in word) for line in lines}) == 1
+    assert all("JAX_NUM_PROCESSES=3 " in line and "JAX_NUM_CPU_DEVICES=2 " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "told"),
+    [
+        ("local.sh", ["--processes=2"], "no job"),
+        ("local.sh", ["--processes=0", "--", "--config=c"], "--processes=0"),
+        ("multi_gpu.sh", ["--config=c"], "unknown option --config=c"),
+        ("slurm.sh", [], "no job"),
+        ("slurm.sh", ["--config=c"], "sbatch"),
+        ("tpu_vm.sh", ["start"], "say what to do"),
+        ("tpu_vm.sh", ["create", "--name=pod"], "--zone"),
+        ("tpu_vm.sh", ["create", *TPU], "--type"),
+        ("tpu_vm.sh", ["run", *TPU], "no job"),
+    ],
+)
+def test_mistakes_are_one_line(script, arguments, told):
+    done = launch(script, *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_two_processes_of_two_devices_train_one_job(tmp_path):
+    job = [
+        "--config=configs/pretrain_portraits.py:classifier,debug",
+        "--config.tower.widths=(8,8)",
+        "--config.tower.strides=(4,4)",
+        "--config.optimizer.name=adamw",
+        "--config.data.count=8",
+        "--config.compile_cache=",
+    ]
+    arguments = ["--processes=2", "--devices=2", "--", *job, f"--workdir={tmp_path / 'run'}"]
+    done = launch("local.sh", *arguments, timeout=600, SDD_JAX_CACHE=str(tmp_path / "cache"), LOGS=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "devices: 4 cpu" in done.stdout
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4], "one process writes"
+
+
+def test_a_failed_process_fails_the_launch(tmp_path):
+    done = launch("local.sh", "--", "--config=missing.py", f"--workdir={tmp_path}", timeout=300, LOGS=str(tmp_path))
+    assert done.returncode == 2
+    assert "missing.py" in done.stderr
