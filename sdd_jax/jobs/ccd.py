@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from sdd_jax.config import validate
@@ -78,7 +79,7 @@ def ccd(config: ConfigDict) -> Job:
     """Distils the teacher into a few-step conditional model."""
     data = validate(config.data, RestorationData, "config.data")
     bundle, params = load(config.model, config.revision, dtype=jnp.dtype(config.dtype))
-    adapter = make_adapter(validate(config.adapter, AdapterConfig, "config.adapter"), bundle)
+    adapter = make_adapter(validate(config.adapter, AdapterConfig, "config.adapter"), bundle, jnp.dtype(config.dtype))
     objective = validate({**config.objective, "model": bundle, "adapter": adapter}, CCD, "config.objective")
     frozen: Frozen = {
         "teacher": {"unet": params["unet"]},
@@ -98,11 +99,11 @@ def ccd(config: ConfigDict) -> Job:
     )
 
 
-def make_adapter(config: AdapterConfig, bundle: ModelBundle) -> Adapter:
-    """Builds the adapter for a teacher's UNet."""
+def make_adapter(config: AdapterConfig, bundle: ModelBundle, dtype: DTypeLike = jnp.float32) -> Adapter:
+    """Builds the adapter for a teacher's UNet; `dtype` is what it computes in."""
     if config.kind == "mu":
-        return MuMixing(model=bundle, module=make_unet(bundle.configs["unet"]))
-    return ControlNetAdapter(config=controlnet_config(config, bundle))
+        return MuMixing(model=bundle, module=make_unet(bundle.configs["unet"], dtype=dtype))
+    return ControlNetAdapter(config=controlnet_config(config, bundle), dtype=dtype)
 
 
 def controlnet_config(config: AdapterConfig, bundle: ModelBundle) -> dict[str, Any]:

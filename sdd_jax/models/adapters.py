@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sdd_jax.models.controlnet import ControlNetModel, controlnet_params_from_unet, init_controlnet, make_controlnet
 from sdd_jax.models.unet import UNet2DConditionModel
@@ -29,7 +30,7 @@ class Adapter(Protocol):
     """The interface of an image adapter."""
 
     def init(self, rng: jax.Array, unet: Params) -> Params:
-        """Returns fresh parameters, the encoder's copied from `unet`."""
+        """Returns fresh float32 parameters, the encoder's copied from `unet`."""
         ...
 
     def prepare(self, frozen: Frozen, condition: jax.Array) -> jax.Array:
@@ -45,18 +46,22 @@ class Adapter(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlNetAdapter:
-    """A diffusers ControlNet; its condition is the image itself, in [0, 1] as published ControlNets expect."""
+    """A diffusers ControlNet; its condition is the image itself, in [0, 1] as published ControlNets expect.
+
+    Fields: a ControlNet's `config.json`; the compute dtype.
+    """
 
     config: Mapping[str, Any]
+    dtype: DTypeLike = jnp.float32
 
     @functools.cached_property
     def module(self) -> ControlNetModel:
-        """The network of `config`, a ControlNet's `config.json`."""
-        return make_controlnet(self.config)
+        """The network."""
+        return make_controlnet(self.config, dtype=self.dtype)
 
     def init(self, rng: jax.Array, unet: Params) -> Params:
         """Returns a ControlNet whose encoder is the UNet's and whose output convolutions are zero."""
-        return {"controlnet": controlnet_params_from_unet(unet, init_controlnet(self.module, rng))}
+        return {"controlnet": _float32(controlnet_params_from_unet(unet, init_controlnet(self.module, rng)))}
 
     def prepare(self, frozen: Frozen, condition: jax.Array) -> jax.Array:
         """Maps [-1, 1] to the [0, 1] of published ControlNets."""
@@ -80,7 +85,7 @@ class MuMixing:
     def init(self, rng: jax.Array, unet: Params) -> Params:
         """Returns the UNet's encoder and mu = 0."""
         encoder = {k: v for k, v in unet.items() if not k.startswith(("up_blocks", "conv_norm_out", "conv_out"))}
-        return {"encoder": jax.tree.map(jnp.array, encoder), "mu": jnp.zeros(())}
+        return {"encoder": _float32(encoder), "mu": jnp.zeros(())}
 
     def prepare(self, frozen: Frozen, condition: jax.Array) -> jax.Array:
         """Encodes the condition to latents (the posterior mean)."""
@@ -94,3 +99,8 @@ class MuMixing:
             {"params": params["encoder"]}, hint, t, context, added_cond=added_cond, method="encode"
         )
         return Residuals(features.down, features.mid, params["mu"])
+
+
+def _float32(params: Params) -> Params:
+    """The trained copy of weights that may be stored in half precision."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)

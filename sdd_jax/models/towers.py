@@ -26,7 +26,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from sdd_jax.models.convert import flax_to_torch, torch_to_flax
+from sdd_jax.models.convert import flax_to_torch, match, torch_to_flax
+from sdd_jax.models.hub import read_json
 from sdd_jax.types import Params
 
 
@@ -106,7 +107,7 @@ def save_tower(directory: Path, config: TowerConfig, params: Params, extra: Mapp
 
 
 def _write(directory: Path, params: Params) -> None:
-    halves = {k: np.ascontiguousarray(np.asarray(v, np.float16)) for k, v in flax_to_torch(params).items()}
+    halves = {k: np.asarray(v, np.float16) for k, v in flax_to_torch(params).items()}
     save_file(halves, directory / "model.safetensors")
 
 
@@ -115,14 +116,14 @@ def load_tower(directory: Path) -> tuple[TowerConfig, Params, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the weights are truncated.
+        ValueError: a file is truncated, or the weights are not those of the config.
     """
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
             raise FileNotFoundError(
                 f"{directory / name} is missing: the portraits world needs it; restore or train it again"
             )
-    facts = json.loads((directory / "config.json").read_text())
+    facts = read_json(directory / "config.json")
     names = {f.name for f in dataclasses.fields(TowerConfig)}
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in names}
     try:
@@ -132,4 +133,7 @@ def load_tower(directory: Path) -> tuple[TowerConfig, Params, dict[str, Any]]:
             f"{directory / 'model.safetensors'} is damaged ({error}): restore it or train it again"
         ) from None
     params = torch_to_flax({k: v.astype(np.float32) for k, v in state.items()})
-    return TowerConfig(**fields), params, {k: v for k, v in facts.items() if k not in names}
+    config = TowerConfig(**fields)
+    tower, source = params.get("image", params), str(directory / "model.safetensors")
+    match(tower, jax.eval_shape(lambda key: init_tower(key, config), jax.random.key(0)), source)
+    return config, params, {k: v for k, v in facts.items() if k not in names}

@@ -1,0 +1,154 @@
+"""Adapters on the tiny teacher: bit-equal to the UNet at the start, and who gets the first gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdd_jax.jobs.ccd import AdapterConfig, controlnet_config, make_adapter
+from sdd_jax.models.unet import apply_residuals, make_unet
+
+KINDS = ("controlnet", "mu")
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_model):
+    bundle, _ = tiny_model
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return {
+        "z": draw(2, 16, 16, 4),
+        "t": jnp.asarray([20, 900]),
+        "context": draw(2, 5, 16),
+        "condition": jnp.tanh(draw(2, 64, 64, 3)),
+        "frozen": {"vae": tiny_model[1]["vae"]},
+    }
+
+
+def build(kind, bundle):
+    return make_adapter(AdapterConfig(kind=kind, embedding_channels=(4, 4, 8)), bundle)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, inputs):
+    """Per kind: initial parameters, residuals, output, and the gradient of a loss on the output."""
+    bundle, params = tiny_model
+    unet = params["unet"]
+    results = {}
+    for kind in KINDS:
+        adapter = build(kind, bundle)
+        start = jax.jit(adapter.init)(jax.random.key(0), unet)
+
+        def loss(start, inputs, adapter=adapter):
+            z, t, context = inputs["z"], inputs["t"], inputs["context"]
+            hint = adapter.prepare(inputs["frozen"], inputs["condition"])
+            residuals = adapter.residuals(start, hint, z, t, context)
+            out = bundle.denoise(unet, z, t, context, residuals=residuals)
+            return jnp.mean((out - z) ** 2), (residuals, out)
+
+        (_, (residuals, out)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(start, inputs)
+        results[kind] = start, residuals, out, grads
+    return results
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model, inputs):
+    """The teacher's encoder features and output, without an adapter."""
+    bundle, params = tiny_model
+    network = make_unet(bundle.configs["unet"])
+
+    @jax.jit
+    def run(unet, z, t, context):
+        features = network.apply({"params": unet}, z, t, context, method="encode")
+        return features, bundle.denoise(unet, z, t, context)
+
+    return run(params["unet"], inputs["z"], inputs["t"], inputs["context"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_adapter_changes_no_bit_of_the_encoders_features(runs, plain, kind):
+    """The decoder then receives the teacher's features; two compiled programs agree on its output to rounding."""
+    _, residuals, out, _ = runs[kind]
+    features, teacher = plain
+    skips, mid = apply_residuals(features.down, features.mid, residuals)
+    for found, want in zip((*skips, mid), (*features.down, features.mid), strict=True):
+        np.testing.assert_array_equal(found, want)
+    assert float(jnp.abs(teacher).max()) > 0.1
+    np.testing.assert_allclose(out, teacher, rtol=1e-4, atol=1e-5)
+    ones = residuals._replace(
+        down=jax.tree.map(jnp.ones_like, residuals.down), mix=None if residuals.mix is None else jnp.ones(())
+    )
+    assert bool(jnp.any(apply_residuals(features.down, features.mid, ones)[0][0] != features.down[0]))
+
+
+def test_at_mu_zero_only_mu_has_a_gradient(runs):
+    grads = runs["mu"][3]
+    assert float(jnp.abs(grads["mu"])) > 1e-6
+    assert all(not bool(jnp.any(leaf)) for leaf in jax.tree.leaves(grads["encoder"]))
+
+
+def test_only_the_zero_convolutions_of_a_fresh_controlnet_have_a_gradient(runs):
+    grads = runs["controlnet"][3]["controlnet"]
+    for name, subtree in grads.items():
+        moved = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(subtree))
+        assert moved == name.startswith(("controlnet_down_blocks", "controlnet_mid_block")), name
+
+
+def test_the_encoders_start_from_the_unet(runs, tiny_model):
+    unet = tiny_model[1]["unet"]
+    encoder = runs["mu"][0]["encoder"]
+    assert not any(name.startswith(("up_blocks", "conv_out", "conv_norm_out")) for name in encoder)
+    for copy in (encoder, runs["controlnet"][0]["controlnet"]):
+        for name in ("conv_in", "time_embedding", "down_blocks_0", "down_blocks_1", "mid_block"):
+            jax.tree.map(np.testing.assert_array_equal, copy[name], unet[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trained_parameters_are_float32_whatever_the_teachers(tiny_model, kind):
+    bundle, params = tiny_model
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params["unet"])
+    shapes = jax.eval_shape(build(kind, bundle).init, jax.random.key(0), half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+def test_conditions_are_prepared_once_as_each_network_reads_them(tiny_model, inputs):
+    bundle, params = tiny_model
+    image = build("controlnet", bundle).prepare(inputs["frozen"], jnp.asarray([-1.0, 0.0, 1.0]))
+    np.testing.assert_allclose(image, [0.0, 0.5, 1.0])
+    prepare = jax.jit(build("mu", bundle).prepare)
+    np.testing.assert_allclose(
+        prepare(inputs["frozen"], inputs["condition"]),
+        jax.jit(bundle.encode)(params["vae"], inputs["condition"]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_mu_mixes_the_two_encoders(tiny_model, inputs):
+    """At mu = 1 the decoder hears the copy alone, at mu = .5 the mean of both encoders' features."""
+    bundle, params = tiny_model
+    adapter = build("mu", bundle)
+    start = jax.jit(adapter.init)(jax.random.key(0), params["unet"])
+    z, t, context = inputs["z"], inputs["t"], inputs["context"]
+    hint = jax.random.normal(jax.random.key(1), z.shape)
+
+    @jax.jit
+    def features(mu, z, hint):
+        return adapter.residuals({**start, "mu": mu}, hint, z, t, context)
+
+    of_hint = features(jnp.asarray(1.0), z, hint)
+    of_z = features(jnp.asarray(1.0), z, z)
+    assert float(of_hint.mix) == 1.0
+    run = jax.jit(lambda residuals: bundle.denoise(params["unet"], z, t, context, residuals=residuals))
+    halves = jax.tree.map(lambda a, b: 0.5 * (a + b), of_hint._replace(mix=None), of_z._replace(mix=None))
+    want = run(halves._replace(mix=jnp.asarray(1.0)))
+    np.testing.assert_allclose(run(of_hint._replace(mix=jnp.asarray(0.5))), want, rtol=1e-3, atol=1e-4)
+    assert float(jnp.abs(run(of_hint) - want).max()) > 1e-3
+
+
+def test_an_embedding_of_another_scale_is_refused_in_one_line(tiny_model):
+    with pytest.raises(ValueError, match=r"embedding_channels=\(4, 8\) scales by 2, the latents of .* by 4") as error:
+        controlnet_config(AdapterConfig(embedding_channels=(4, 8)), tiny_model[0])
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="kind='lora' is not an adapter; use controlnet or mu"):
+        AdapterConfig(kind="lora")
