@@ -4,7 +4,7 @@
     theta   <- optimizer_i(g_i)                                                    one update per phase, in order
     ema     <- decay ema + (1 - decay) theta                                                  once, after the last
 
-With `ema_warmup` the decay of update n is min(decay, (1 + n) / (10 + n)), so that an average which starts at random weights
+With `ema_warmup` the decay of update n is min(decay, (1 + n) / (10 + n)): an average that starts at random weights then
 forgets them.
 
 Randomness is a function of (seed, step) alone, so a resumed run repeats the stream whatever the device count:

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from torch_parity import nchw, randomise, relative_error
 
 from sdd_jax.models.unet import make_unet
 from sdd_jax.models.vae import AutoencoderKL, VAEConfig
-from torch_parity import nchw, randomise, relative_error
 
 UNET = {
     "sample_size": 64,
