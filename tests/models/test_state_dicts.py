@@ -1,0 +1,84 @@
+"""Weights files: what is read, and that nothing in them runs."""
+
+import builtins
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sdd_jax.models.state_dicts import read_state_dict, rename
+
+torch = pytest.importorskip("torch")
+
+
+class Malicious:
+    """Unpickling this makes a directory."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_both_formats_read_alike(tmp_path):
+    half = {
+        "a.weight": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "steps": np.array([7]),
+        "b": np.ones(2, np.float32),
+    }
+    save_file(half, tmp_path / "w.safetensors")
+    torch.save({name: torch.tensor(value) for name, value in half.items()}, tmp_path / "w.pth")
+    torch.save({"a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(), "b": torch.ones(2)}, tmp_path / "w.bin")
+    for name in ("w.safetensors", "w.pth", "w.bin"):
+        read = read_state_dict(tmp_path / name)
+        assert set(read) == {"a.weight", "b"}
+        assert all(value.dtype == np.float32 for value in read.values())
+        np.testing.assert_array_equal(read["a.weight"], np.arange(6).reshape(2, 3))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_pickles_with_code_are_refused_and_not_run(tmp_path, wrapped):
+    target, path = tmp_path / "made", tmp_path / "weights.pt"
+    torch.save({"a": torch.zeros(2), "b": Malicious(target)} if wrapped else Malicious(target), path)
+    with pytest.raises(ValueError, match="weights.pt.*refused"):
+        read_state_dict(path)
+    assert not target.exists()
+
+
+def test_wrong_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.pth: no such weights file"):
+        read_state_dict(tmp_path / "none.pth")
+    (tmp_path / "w.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match="not '.npz'"):
+        read_state_dict(tmp_path / "w.npz")
+    save_file({"a": np.zeros(1000, np.float32)}, tmp_path / "w.safetensors")
+    with (tmp_path / "w.safetensors").open("r+b") as stream:
+        stream.truncate(500)
+    with pytest.raises(ValueError, match="w.safetensors is damaged"):
+        read_state_dict(tmp_path / "w.safetensors")
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pt")
+    with pytest.raises(ValueError, match="no flat dict of tensors"):
+        read_state_dict(tmp_path / "nested.pt")
+
+
+def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "w.pt").write_bytes(b"x")
+    real = builtins.__import__
+
+    def absent(name, *args, **kwargs):
+        if name == "torch":
+            raise ImportError("No module named 'torch'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ImportError, match="w.pt is a PyTorch checkpoint.*safetensors"):
+        read_state_dict(tmp_path / "w.pt")
+
+
+def test_rename_refuses_to_lose_a_tensor():
+    zeros = np.zeros(1)
+    assert set(rename({"x.0.w": zeros, "y": zeros}, [(r"^x\.", "layers.")], drop="y")) == {"layers.0.w"}
+    with pytest.raises(ValueError, match="two tensors"):
+        rename({"a.w": zeros, "b.w": zeros}, [(r"^[ab]", "c")])
