@@ -27,6 +27,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path, help="a run")
     which.add_argument("--model", help='"portraits" or the directory of a world made again')
+    parser.add_argument("--world", default="portraits", help="of a run: the world whose instruments measure it")
     parser.add_argument("--samples", type=int, default=128, help="held-out portraits")
     parser.add_argument("--steps", default="1,2,4", help="of a run: numbers of sampling steps, separated by commas")
     parser.add_argument("--guidance", default="1,2,3,5", help="of a model: guidance scales, separated by commas")
@@ -39,7 +40,8 @@ def _evaluate(argv: Sequence[str]) -> None:
         scales = _numbers("--guidance", flags.guidance, float)
         print(report_world(flags.model, flags.samples, scales, flags.seed, flags.out))
         return
-    print(table(evaluate(flags.workdir, flags.samples, _numbers("--steps", flags.steps, int), flags.seed)))
+    steps = _numbers("--steps", flags.steps, int)
+    print(table(evaluate(flags.workdir, flags.samples, steps, flags.seed, world=flags.world)))
 
 
 def _numbers(flag: str, text: str, kind: type) -> list:

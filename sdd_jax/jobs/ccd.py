@@ -23,7 +23,7 @@ from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.latents import encoded_portraits
-from sdd_jax.jobs.world import stream_of
+from sdd_jax.jobs.world import PortraitData, stream_of
 from sdd_jax.models.adapters import Adapter, ControlNetAdapter, MuMixing
 from sdd_jax.models.bundle import load
 from sdd_jax.models.save import save_component
@@ -61,6 +61,11 @@ class RestorationData:
         for name, choices in (("source", ("portraits", "folder")), ("captions", ("random", "full", "none"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; use {', '.join(choices)}")
+        if self.source == "folder" and not self.path:
+            raise ValueError("source='folder' needs a path: set config.data.path to a folder of images")
+        if self.source == "portraits":
+            PortraitData(split=self.split, count=self.count)
+        preset(self.degradation, self.size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +83,11 @@ class AdapterConfig:
 def ccd(config: ConfigDict) -> Job:
     """Distils the teacher into a few-step conditional model."""
     data = validate(config.data, RestorationData, "config.data")
+    adapter_config = validate(config.adapter, AdapterConfig, "config.adapter")
+    if config.ema is None:
+        raise ValueError("config.ema=None: the target network of CCD is the parameters' average; give it a decay")
     bundle, params = load(config.model, config.revision, dtype=jnp.dtype(config.dtype))
-    adapter = make_adapter(validate(config.adapter, AdapterConfig, "config.adapter"), bundle, jnp.dtype(config.dtype))
+    adapter = make_adapter(adapter_config, bundle, jnp.dtype(config.dtype))
     objective = validate({**config.objective, "model": bundle, "adapter": adapter}, CCD, "config.objective")
     frozen: Frozen = {
         "teacher": {"unet": params["unet"]},
@@ -87,7 +95,7 @@ def ccd(config: ConfigDict) -> Job:
         "text": {name: value for name, value in params.items() if name.startswith("text_encoder")},
     }
     return Job(
-        name=f"CCD super-resolution, data {data.source} {data.path}, teacher {bundle.source}, {config.adapter.kind}",
+        name=f"CCD super-resolution, data {data.path or data.source}, teacher {bundle.source}, {adapter_config.kind}",
         objective=objective,
         frozen=frozen,
         stream=_stream(config, data, bundle, frozen),

@@ -23,8 +23,7 @@ from sdd_jax.evals.instruments import in_batches
 from sdd_jax.evals.restoration import restoration_metrics
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.ccd import RestorationData, Sampler, heldout_rows, make_sampler
-from sdd_jax.jobs.world import read_instruments
-from sdd_jax.models.hub import PORTRAITS
+from sdd_jax.jobs.world import read_instruments, world_directory
 from sdd_jax.objectives.ccd import CCD
 from sdd_jax.runs import open_run
 from sdd_jax.types import Frozen, ModelBundle, Params
@@ -35,15 +34,21 @@ _log = logging.getLogger("sdd_jax")
 
 
 def evaluate(
-    workdir: Path, samples: int, steps: Sequence[int], seed: int, batch: int = 32
+    workdir: Path, samples: int, steps: Sequence[int], seed: int, batch: int = 32, world: str = "portraits"
 ) -> dict[str, dict[str, float]]:
-    """Evaluates a CCD run on held-out portraits; returns metrics by row and writes them below the workdir."""
+    """Evaluates a CCD run on held-out portraits; returns metrics by row and writes them below the workdir.
+
+    world: the directory whose instruments measure, or "portraits".
+    """
+    available = len(portraits.split_indices("heldout"))
+    if not 2 <= samples <= available:
+        raise ValueError(f"--samples={samples}: evaluate takes 2 to {available} held-out portraits")
     job, params, step = open_run(workdir)
     data = validate(job.config.data, RestorationData, "config.data") if isinstance(job.objective, CCD) else None
     if not isinstance(job.objective, CCD) or data is None or data.source != "portraits":
         raise ValueError(f"--workdir={workdir} is a {job.config.task!r} run: evaluate takes CCD runs on portraits")
     _log.info("%s, step %d, on %d held-out portraits", job.name, step, samples)
-    instruments = read_instruments(PORTRAITS)
+    instruments = read_instruments(world_directory(world))
     rows = heldout_rows(data, job.objective.model, samples)
     outputs = {"bicubic": rows["condition"]}
     sampler = make_sampler(job.objective)

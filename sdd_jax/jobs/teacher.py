@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,15 +66,17 @@ def unet(config: ConfigDict) -> Job:
 
     def export(params: Params, directory: Path) -> None:
         whole = {"unet": params["unet"], "vae": frozen["vae"], **frozen["text"]}
-        scratch = directory.with_name(f"{directory.name}.instruments")
-        for name in INSTRUMENTS:
-            if (world / name).is_dir():
-                shutil.copytree(world / name, scratch / name, dirs_exist_ok=True)
-        save(bundle, whole, directory, np.float16)
-        for name in INSTRUMENTS:
-            if (scratch / name).is_dir():
-                shutil.move(scratch / name, directory / name)
-        shutil.rmtree(scratch, ignore_errors=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        # beside the parts of a world that earlier exports left in `directory`, each of which is then replaced
+        with tempfile.TemporaryDirectory(prefix=".export.", dir=directory) as scratch:
+            made = save(bundle, whole, Path(scratch) / "model", np.float16)
+            for name in INSTRUMENTS:
+                if (world / name).is_dir():
+                    shutil.copytree(world / name, made / name)
+            for part in made.iterdir():
+                if (directory / part.name).is_dir():
+                    shutil.rmtree(directory / part.name)
+                part.rename(directory / part.name)
 
     return Job(
         name=f"diffusion teacher on portraits, text encoder and autoencoder of {config.world}",
