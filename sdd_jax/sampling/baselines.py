@@ -1,0 +1,113 @@
+"""The editing methods that iCD is compared with, those that are a line or two on what exists.
+
+| method | way up | way down | source |
+| --- | --- | --- | --- |
+| `sdedit` | noise at an intermediate t | the target prompt | Meng et al. 2022 |
+| `ddib` | DDIM inversion, source prompt | DDIM, target prompt | Su et al. 2023 |
+| prompt-to-prompt on DDIM | DDIM inversion, w = 1 | pairs, `PromptToPrompt` | Hertz et al. 2022 |
+| negative-prompt inversion | DDIM inversion, w = 1 | pairs, `negative_prompt_pairs` | Miyake et al. 2023 |
+| MasaCtrl | DDIM inversion, w = 1 | pairs, `MasaCtrl` | Cao et al. 2023 |
+| plug-and-play | DDIM inversion, w = 1 | pairs, `PlugAndPlay` | Tumanyan et al. 2023 |
+| `renoise` | averaged fixed-point inversion | any | Garibi et al. 2024 |
+
+Those on pairs are `editing.edit_image` with a `DDIMRoute` and a control of `attention_control`; the teacher is guided
+in two passes, `prompted_pairs(guided(unet, null_context), ...)`. Null-text, edit-friendly inversion and InfEdit
+have files of their own (`null_text`, `virtual_inversion`).
+
+All take batches. Cost in F (one forward of B samples; guidance in two passes doubles what is guided): sdedit strength x
+n; ddib and pairs n up and n or 2n down; renoise rounds x n.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdd_jax.diffusion.guidance import guided
+from sdd_jax.diffusion.parameterization import predictor
+from sdd_jax.diffusion.schedule import Level, Schedule, add_noise
+from sdd_jax.diffusion.transport import move
+from sdd_jax.sampling.editing import Guidance, GuidedUNet, PairDenoise, Route, prompted_pairs
+from sdd_jax.sampling.generate import Denoise, at_all, sample, steps_down
+
+
+def sdedit(
+    denoise: Denoise,
+    x0: jax.Array,
+    noise: jax.Array,
+    times: np.ndarray,
+    schedule: Schedule,
+    kind: str,
+    strength: float = 0.6,
+) -> jax.Array:
+    """Noises x0 [b,h,w,c] to the start of the last `strength` of `times` int32[n] and denoises it: f32[b,h,w,c].
+
+    denoise: the network under the target prompt, guided. noise: standard normal as x0.
+
+    Raises:
+        ValueError: a strength outside of (0, 1], or one that leaves no step.
+    """
+    count = round(strength * len(times))
+    if not 0 < strength <= 1 or count < 1:
+        raise ValueError(
+            f"strength={strength} leaves no step of {len(times)}: give a share of them, above 0 and up to 1"
+        )
+    kept = times[-count:]
+    return sample(denoise, add_noise(x0, noise, schedule.at(int(kept[0]))), kept, schedule, kind)
+
+
+def ddib(route: Route, source: Denoise, target: Denoise, x0: jax.Array, noise: jax.Array) -> jax.Array:
+    """Up under the source prompt, down under the target's: x0 [b,h,w,c] -> f32[b,h,w,c]; arguments as `Route`'s."""
+    return route.decode(target, route.encode(source, x0, noise))
+
+
+def negative_prompt_pairs(
+    denoise: GuidedUNet, source: jax.Array, target: jax.Array, guidance: Guidance, **conditions: Any
+) -> PairDenoise:
+    """A two-pass network on pairs whose unconditional prompt is the source prompt: null-text without optimisation.
+
+    denoise(z, t, context, **conditions) -> prediction; source, target: contexts [b,n,d]. The source branch, whose two
+    passes agree, is unguided whatever `guidance` says.
+    """
+    null = jnp.concatenate([source, source])
+    contexts = jnp.concatenate([source, target])
+    return prompted_pairs(guided(denoise, null), contexts, guidance, guidance, **conditions)
+
+
+def renoise(
+    denoise: Denoise,
+    x0: jax.Array,
+    times: jax.Array | np.ndarray,
+    schedule: Schedule,
+    kind: str,
+    rounds: int = 9,
+    average_from: int = 7,
+) -> jax.Array:
+    """Inverts x0 [b,h,w,c] by fixed-point iteration, averaging its last predictions: f32[b,h,w,c] at times[0].
+
+    Each step s -> t evaluates eps_hat `rounds` times, each at the latest z_t, and takes the mean of the rounds from
+    `average_from` (0 first) on; average_from = rounds - 1 is `invert.invert`. The paper's noise regularisation and
+    correction of editability are not part of it.
+
+    Raises:
+        ValueError: unless 0 <= average_from < rounds.
+    """
+    if not 0 <= average_from < rounds:
+        raise ValueError(f"renoise averages rounds {average_from}..{rounds - 1}: give 0 <= average_from < rounds")
+    to_eps = predictor(kind).eps
+
+    def step(z_s: jax.Array, now: tuple[jax.Array, Level, Level]) -> tuple[jax.Array, None]:
+        t, at_t, at_s = now
+
+        def refine(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            z_t, total = carry
+            eps_hat = to_eps(denoise(z_t, at_all(t, z_t)), z_t, at_t)
+            return move(eps_hat, z_s, at_s, at_t, "eps"), total + jnp.where(index >= average_from, eps_hat, 0.0)
+
+        _, total = jax.lax.fori_loop(0, rounds, refine, (z_s, jnp.zeros_like(z_s)))
+        return move(total / (rounds - average_from), z_s, at_s, at_t, "eps"), None
+
+    return jax.lax.scan(step, x0.astype(jnp.float32), steps_down(times, schedule), reverse=True)[0]
