@@ -1,6 +1,7 @@
 """Streaming FID: the same numbers for a folder, a list and a statistics file, whatever the batch and the devices."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from PIL import Image
 from scipy import linalg
 
 from sdd_jax.evals.fid import feature_moments, fid, statistics
-from sdd_jax.evals.frechet import frechet_distance, save_stats
+from sdd_jax.evals.frechet import save_stats
 from sdd_jax.evals.preprocess import inception_input
 from sdd_jax.evals.streaming import ShardedApply
 
@@ -83,23 +84,29 @@ import sys
 sys.path.insert(0, {here!r})
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
+process = int(sys.argv[1])
+jax.distributed.initialize("127.0.0.1:{port}", 2, process)
 import numpy as np
 import test_fid
 network = test_fid.ShardedApply(test_fid.features, test_fid.PARAMS, batch=3)
 assert network.batch == 4
 moments = test_fid.feature_moments(test_fid.images(0), network)
-np.savez({out!r}, count=moments.count, mean=moments.mean, scatter=moments.scatter)
+np.savez(f"{out}/{{process}}.npz", count=moments.count, mean=moments.mean, scatter=moments.scatter)
 """
 
 
-def test_two_devices_give_the_same_moments(network, tmp_path):
-    """Batches of 3 become 4 over 2 devices; 11 images fill the last only in part."""
-    out = tmp_path / "moments.npz"
-    code = WORKER.format(here=os.path.dirname(__file__), out=str(out))
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+def test_two_processes_of_two_devices_give_the_same_moments(network, tmp_path):
+    """Each process takes every second of 11 images, in batches of 3 that become 4 over its devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = WORKER.format(here=os.path.dirname(__file__), port=port, out=tmp_path)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    workers = [subprocess.Popen([sys.executable, "-c", code, str(i)], env=environment) for i in range(2)]
     want = feature_moments(images(0), network)
-    with np.load(out) as got:
-        assert int(got["count"]) == 11
-        np.testing.assert_allclose(got["mean"], want.mean, rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(got["scatter"], want.scatter, rtol=1e-4, atol=1e-6)
-    assert frechet_distance(want.stats(), want.stats()) == pytest.approx(0, abs=1e-9)
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    for process in range(2):
+        with np.load(tmp_path / f"{process}.npz") as got:
+            assert int(got["count"]) == 11
+            np.testing.assert_allclose(got["mean"], want.mean, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(got["scatter"], want.scatter, rtol=1e-4, atol=1e-6)
