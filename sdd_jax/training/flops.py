@@ -42,8 +42,12 @@ def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Flop
     Raises:
         ValueError: a loop whose trip count is known only at run time holds products or convolutions.
     """
-    closed = jax.make_jaxpr(function)(*args, **kwargs)
-    live, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return count_jaxpr(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+
+
+def count_jaxpr(jaxpr: Jaxpr) -> Flops:
+    """Counts a traced function (`jax.jit(f).trace(...).jaxpr.jaxpr`); otherwise as `count_flops`."""
+    live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(live)
 
 
