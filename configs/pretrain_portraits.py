@@ -13,6 +13,7 @@ and the same for `regressor`, `clip`, `vae` (reads the classifier) and `unet` (r
 | clip | text transformer 128 x 3, image tower 0.5M | 15 min | zero-shot >= 95% of every attribute |
 | vae | AutoencoderKL f=4, 4 channels, 0.9M | 40 min | >= 30 dB PSNR |
 | unet | UNet2DConditionModel 64, 128, 4.3M | 3 h | >= 85% mean attribute accuracy at 50 DDIM steps |
+| debug | any of them, four steps of four pictures | seconds | |
 """
 
 import ml_collections

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from sdd_jax.data import portraits
@@ -78,15 +79,22 @@ def make_world(directory: Path) -> Path:
     described = configs(tokenizer)
     params = init_params(described, jax.random.key(1))
     save(make_bundle(described, tokenizer), params, directory)
-    keys = jax.random.split(jax.random.key(2), 4)
-    for key, name, outputs in zip(keys, ("classifier", "regressor"), (sum(SIZES), len(portraits.RANGES)), strict=False):
+    rng = np.random.default_rng(2)
+    for name, outputs in (("classifier", sum(SIZES)), ("regressor", len(portraits.RANGES))):
         tower = TowerConfig(**TOWER, outputs=outputs)
-        save_tower(directory / name, tower, init_tower(key, tower))
+        save_tower(directory / name, tower, draw_tower(rng, tower))
     tower = TowerConfig(**TOWER, outputs=8)
+    projection = rng.normal(size=(TEXT["hidden_size"], 8)).astype(np.float32)
     clip = {
-        "image": init_tower(keys[2], tower),
-        "text_projection": {"kernel": jax.random.normal(keys[3], (TEXT["hidden_size"], 8))},
-        "logit_scale": jax.numpy.asarray(2.5, "float32"),
+        "image": draw_tower(rng, tower),
+        "text_projection": {"kernel": projection},
+        "logit_scale": np.float32(2.5),
     }
     save_tower(directory / "clip", tower, clip)
     return directory
+
+
+def draw_tower(rng: np.random.Generator, tower: TowerConfig) -> Any:
+    """Random parameters of a tower, drawn on the host: nothing is compiled."""
+    shapes = jax.eval_shape(lambda key: init_tower(key, tower), jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(scale=leaf.size**-0.25, size=leaf.shape).astype(np.float32), shapes)

@@ -1,0 +1,113 @@
+"""Every config file and variant: the engine reads it, a job is made of it, and mistakes are one line."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from sdd_jax import jobs
+from sdd_jax.config import defaults_of, load_config
+from sdd_jax.main import main
+from sdd_jax.train import EngineConfig, engine_config
+
+FOLDER = Path(__file__).parents[1] / "configs"
+
+
+def variants(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return ["", *module.VARIANTS]
+
+
+SPECS = [f"{path}:{name}".rstrip(":") for path in sorted(FOLDER.glob("*.py")) for name in variants(path)]
+
+
+def load(spec, *overrides):
+    return load_config(spec, overrides, defaults_of(EngineConfig))
+
+
+@pytest.fixture
+def local(tiny_world, tmp_path):
+    """Overrides that bring any config onto this machine: the tiny world, and a folder that need not exist yet."""
+
+    def overrides(config):
+        names = [f"model={tiny_world}", f"world={tiny_world}", "adapter.embedding_channels=(4, 4, 8)"]
+        if "path" in config.get("data", {}) and config.data.source == "folder":
+            names.append(f"data.path={tmp_path}")
+        return [name for name in names if name.split("=")[0].split(".")[0] in config]
+
+    return overrides
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: Path(spec).name)
+def test_the_engine_and_the_builder_accept_it(spec, local):
+    config = load(spec)
+    engine = engine_config(config)
+    assert engine.steps > 0 and engine.batch_size % engine.accumulate == 0
+    job = jobs.build(load(spec, *local(config)))
+    assert job.batch_size == config.batch_size and job.name and "  " not in job.name
+    assert len(job.objective.phases) == 1 and job.export is not None
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_the_docstring_says_how_to_run_every_variant(path):
+    text = path.read_text().split('"""')[1]
+    assert f"python -m sdd_jax.main --config=configs/{path.name}" in text
+    assert all(name in text for name in variants(path))
+
+
+def test_debug_shrinks_what_it_is_combined_with():
+    full, small = load(f"{FOLDER}/ccd_sr.py:adapter,long"), load(f"{FOLDER}/ccd_sr.py:adapter,long,debug")
+    assert small.steps == 4 < full.steps and small.data.count < full.data.count
+    assert small.objective == full.objective and not small.objective.train_unet
+
+
+@pytest.mark.parametrize(
+    ("variant", "arguments", "message"),
+    [
+        (":nonsense", [], "configs/ccd_sr.py has no variant 'nonsense'; use long, adapter, mu"),
+        ("", ["--config.objective.nonsense=1"], "config.objective has no key 'nonsense'"),
+        ("", ["--config.nonsense=1"], "config has no key 'nonsense'"),
+        ("", ["--config.steps=2.5"], "--config.steps=2.5: expected int"),
+        ("", ["--config.optimizer.name=adamx"], "'adamx' is not an optimizer"),
+        ("", ["--config.ema=1.5"], "ema=1.5 must be in"),
+    ],
+)
+def test_a_mistake_ends_before_anything_is_built(tmp_path, capsys, monkeypatch, variant, arguments, message):
+    monkeypatch.setattr(jobs, "build", lambda config: pytest.fail("a job was built"))
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("devices were touched"))
+    monkeypatch.chdir(FOLDER.parent)
+    assert main([f"--config=configs/ccd_sr.py{variant}", f"--workdir={tmp_path / 'run'}", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ema=none"], "config.ema=None: the target network"),
+        (["data.count=0"], "config.data: count=0 pictures"),
+        (["data.split=test"], "config.data: portraits have no split 'test'"),
+        (["data.source=folder"], "config.data: source='folder' needs a path"),
+        (["data.source=disk"], "config.data: source='disk' is not known; use portraits, folder"),
+        (["data.degradation=mild"], "config.data: unknown degradation 'mild'"),
+        (["adapter.kind=lora"], "config.adapter: kind='lora' is not an adapter"),
+        (["task=nonsense"], "config.task='nonsense' is not a task; use classifier"),
+        (["task=unet"], "config.adapter is not a key of the task 'unet'"),
+    ],
+)
+def test_a_bad_value_is_named_before_weights_are_read(monkeypatch, overrides, message):
+    monkeypatch.setattr("sdd_jax.jobs.ccd.load", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ValueError) as error:
+        jobs.build(load(f"{FOLDER}/ccd_sr.py", *overrides))
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_an_embedding_that_does_not_fit_the_teacher(tiny_world):
+    config = load(f"{FOLDER}/ccd_sr.py:debug", f"model={tiny_world}", "adapter.embedding_channels=(4, 8)")
+    with pytest.raises(ValueError, match=r"embedding_channels=\(4, 8\) scales by 2") as error:
+        jobs.build(config)
+    assert "\n" not in str(error.value)
