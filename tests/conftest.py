@@ -33,3 +33,12 @@ def array_cache(tmp_path_factory, monkeypatch):
     path = tmp_path_factory.getbasetemp() / "array_cache"
     monkeypatch.setenv("SDD_JAX_CACHE", str(path))
     return path
+
+
+@pytest.fixture(scope="module")
+def compile_quickly():
+    """For programs that run once: compiling them well takes longer than running them badly."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -25,6 +25,7 @@ SMALL = [
     "--config.adapter.embedding_channels=(4, 4, 8)", "--config.compile_cache=", "--config.ema=0.5",
     "--config.optimizer.warmup_steps=0", "--config.optimizer.learning_rate=0.01",
 ]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from sdd_jax.training.optim import make_optimizer
 from sdd_jax.training.state import create_state
 from sdd_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRETRAIN, CCD = CONFIGS / "pretrain_portraits.py", CONFIGS / "ccd_sr.py"
 TINY_VAE = [f"vae.block_out_channels={(4, 4, 4)}", "vae.norm_num_groups=2"]

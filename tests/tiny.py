@@ -1,6 +1,6 @@
 """A tiny embedded world: a Stable Diffusion of width 8 at 64 px (f = 4) with its instruments, random weights.
 
-    root = make_world(directory)          the files that `sdd_jax.load`, `read_instruments` and diffusers read
+`make_world` writes the files that `sdd_jax.load`, `read_instruments` and PyTorch diffusers read.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from sdd_jax.jobs.ccd import AdapterConfig, controlnet_config, make_adapter
 from sdd_jax.models.unet import apply_residuals, make_unet
 
 KINDS = ("controlnet", "mu")
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from sdd_jax.models.towers import (
     unit,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 TOWER = TowerConfig(widths=(4, 8), strides=(2, 1), outputs=5, groups=2, image_size=8)
 
 

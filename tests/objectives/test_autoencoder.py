@@ -11,6 +11,7 @@ from sdd_jax.models.vae import AutoencoderKL, VAEConfig, posterior
 from sdd_jax.objectives.autoencoder import Autoencoder, normalise_latents
 
 TOWER = TowerConfig(widths=(4, 4), strides=(2, 2), outputs=3, groups=2, image_size=8)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 MEAN, LOGVAR = np.asarray([0.5, -1.0, 2.0]), np.asarray([0.0, -2.0, -4.0])
 
 

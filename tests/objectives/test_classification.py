@@ -9,6 +9,7 @@ from sdd_jax.models.towers import TowerConfig, apply_tower
 from sdd_jax.objectives.classification import Classification, soften
 from sdd_jax.objectives.regression import Regression
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 TOWER = TowerConfig(widths=(4,), strides=(4,), outputs=5, groups=2, image_size=8)
 
 

@@ -8,6 +8,7 @@ import pytest
 from sdd_jax.models.towers import TowerConfig, embed_image
 from sdd_jax.objectives.contrastive import Contrastive
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 WIDTH, EMBEDDING, VOCABULARY = 6, 5, 11
 METHOD = Contrastive(
     tower=TowerConfig(widths=(4,), strides=(4,), outputs=EMBEDDING, groups=2, image_size=8),
