@@ -13,17 +13,12 @@ from sdd_jax.jobs import build
 from sdd_jax.train import EngineConfig, Job, engine_config
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training.optim import make_optimizer
-from sdd_jax.training.state import create_state
+from sdd_jax.training.state import TrainState, create_state
 from sdd_jax.types import Params
 
 
-def open_run(workdir: Path) -> tuple[Job, Params, int]:
-    """Returns a workdir's job, its newest verified parameters (the average where it keeps one) and their step.
-
-    Raises:
-        FileNotFoundError: the workdir holds no run, or no checkpoint yet.
-        ValueError: its checkpoints are damaged, or were trained against other weights than are found now.
-    """
+def read_config(workdir: Path) -> ConfigDict:
+    """Returns the locked config of a workdir's run; FileNotFoundError where it holds none."""
     record = workdir / "config.json"
     if not record.is_file():
         raise FileNotFoundError(
@@ -32,7 +27,27 @@ def open_run(workdir: Path) -> tuple[Job, Params, int]:
     config = ConfigDict(defaults_of(EngineConfig))
     with config.ignore_type():
         config.update(json.loads(record.read_text())["config"])
-    job = build(config.lock())
+    return config.lock()
+
+
+def open_run(workdir: Path) -> tuple[Job, Params, int]:
+    """Returns a workdir's job, its newest verified parameters (the average where it keeps one) and their step.
+
+    Raises: as `open_state`.
+    """
+    job, state = open_state(workdir)
+    return job, state.params if state.ema is None else state.ema, int(state.step)
+
+
+def open_state(workdir: Path) -> tuple[Job, TrainState]:
+    """Returns a workdir's job and its newest verified state, on one device.
+
+    Raises:
+        FileNotFoundError: the workdir holds no run, or no checkpoint yet.
+        ValueError: its checkpoints are damaged, or were trained against other weights than are found now.
+    """
+    config = read_config(workdir)
+    job = build(config)
     engine = engine_config(config)
     optimizer, _ = make_optimizer(engine.optimizer, engine.steps)
     shapes = jax.eval_shape(
@@ -46,4 +61,4 @@ def open_run(workdir: Path) -> tuple[Job, Params, int]:
         state = checkpoints.restore(abstract)
     if state is None:
         raise FileNotFoundError(f"--workdir={workdir} has no checkpoint yet: let python -m sdd_jax.main reach one")
-    return job, state.params if state.ema is None else state.ema, int(state.step)
+    return job, state
