@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdd_jax.command import run_command
-from sdd_jax.evals.restoration import table
-from sdd_jax.jobs.ccd_report import evaluate
+from sdd_jax.jobs import ReportFlags, report
 from sdd_jax.jobs.world_report import report_world
+from sdd_jax.runs import read_config
+
+WORLD_SCALES = (1.0, 2.0, 3.0, 5.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,24 +31,26 @@ def _evaluate(argv: Sequence[str]) -> None:
     which.add_argument("--model", help='"portraits" or the directory of a world made again')
     parser.add_argument("--world", default="portraits", help="of a run: the world whose instruments measure it")
     parser.add_argument("--samples", type=int, default=128, help="held-out portraits")
-    parser.add_argument("--steps", default="1,2,4", help="of a run: numbers of sampling steps, separated by commas")
-    parser.add_argument("--guidance", default="1,2,3,5", help="of a model: guidance scales, separated by commas")
+    parser.add_argument("--steps", default="", help="numbers of sampling steps, by commas; default: the run's own")
+    parser.add_argument("--guidance", default="", help="guidance scales, by commas; default: the run's or model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="of a model: directory to write to")
     flags = parser.parse_args(argv)
     if flags.samples < 1:
         raise ValueError(f"--samples={flags.samples}: ask for at least one")
-    if flags.model is not None:
-        scales = _numbers("--guidance", flags.guidance, float)
-        print(report_world(flags.model, flags.samples, scales, flags.seed, flags.out))
-        return
+    scales = _numbers("--guidance", flags.guidance, float)
     steps = _numbers("--steps", flags.steps, int)
-    print(table(evaluate(flags.workdir, flags.samples, steps, flags.seed, world=flags.world)))
+    if flags.model is not None:
+        print(report_world(flags.model, flags.samples, scales or WORLD_SCALES, flags.seed, flags.out))
+        return
+    task = read_config(flags.workdir).get("task", "")
+    asked = ReportFlags(samples=flags.samples, steps=steps, seed=flags.seed, world=flags.world, guidance=scales)
+    print(report(task, flags.workdir, asked))
 
 
-def _numbers(flag: str, text: str, kind: type) -> list:
+def _numbers(flag: str, text: str, kind: type) -> tuple:
     try:
-        return [kind(part) for part in text.split(",")]
+        return tuple(kind(part) for part in text.split(",") if text)
     except ValueError:
         raise ValueError(f"{flag}={text}: give numbers separated by commas") from None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -12,10 +14,32 @@ from sdd_jax.train import EngineConfig, Job
 
 
 class Task(NamedTuple):
-    """builder: `module:function`, config -> Job. keys: the top-level config keys it reads beside the engine's."""
+    """What `config.task` stands for.
+
+    builder: `module:function`, config -> Job. keys: the top-level config keys it reads beside the engine's.
+    report: `module:function`, (workdir, ReportFlags) -> a Markdown table; '': evaluate does not take such runs.
+    optional: keys that a config may leave out, as workdirs older than the key do.
+    """
 
     builder: str
     keys: tuple[str, ...]
+    report: str = ""
+    optional: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """What `python -m sdd_jax.evaluate --workdir` asks of a task's report.
+
+    samples: held-out examples. steps, guidance: numbers of sampling steps and guidance scales, none: the task's own
+    choice. world: whose instruments measure, "portraits" or a directory.
+    """
+
+    samples: int = 128
+    steps: tuple[int, ...] = ()
+    seed: int = 0
+    world: str = "portraits"
+    guidance: tuple[float, ...] = ()
 
 
 _WORLD = ("world", "data", "objective")
@@ -25,7 +49,11 @@ TASKS = {
     "clip": Task("sdd_jax.jobs.clip:clip", (*_WORLD, "tower", "tokenizer", "text_encoder")),
     "vae": Task("sdd_jax.jobs.first_stage:vae", (*_WORLD, "vae")),
     "unet": Task("sdd_jax.jobs.teacher:unet", (*_WORLD, "unet", "scheduler")),
-    "ccd": Task("sdd_jax.jobs.ccd:ccd", ("model", "revision", "dtype", "adapter", "data", "objective")),
+    "ccd": Task(
+        "sdd_jax.jobs.ccd:ccd",
+        ("model", "revision", "dtype", "adapter", "data", "objective"),
+        "sdd_jax.jobs.ccd_report:report",
+    ),
 }
 
 
@@ -39,12 +67,28 @@ def build(config: ConfigDict) -> Job:
     if name not in TASKS:
         raise ValueError(f"config.task={name!r} is not a task; use {', '.join(TASKS)}")
     task = TASKS[name]
-    known = {"task", *task.keys, *(field.name for field in dataclasses.fields(EngineConfig))}
+    known = {"task", *task.keys, *task.optional, *(field.name for field in dataclasses.fields(EngineConfig))}
     unknown = sorted(set(config) - known)
     if unknown:
         raise ValueError(f"config.{unknown[0]} is not a key of the task {name!r}; keys: {', '.join(sorted(known))}")
     missing = [key for key in task.keys if key not in config]
     if missing:
         raise ValueError(f"config.{missing[0]} is missing: the task {name!r} reads it")
-    module, function = task.builder.split(":")
-    return getattr(importlib.import_module(module), function)(config)
+    return _imported(task.builder)(config)
+
+
+def report(task: str, workdir: Path, flags: ReportFlags) -> str:
+    """Measures a run of `task`: writes WORKDIR/evaluation/ (metrics.json, grid.png), returns a Markdown table.
+
+    Raises:
+        ValueError: a task without a report, or whatever its report finds wrong.
+    """
+    if task not in TASKS or not TASKS[task].report:
+        takes = ", ".join(name for name, known in TASKS.items() if known.report)
+        raise ValueError(f"--workdir={workdir} is a {task!r} run: evaluate takes runs of {takes}")
+    return _imported(TASKS[task].report)(workdir, flags)
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, function = name.split(":")
+    return getattr(importlib.import_module(module), function)

@@ -20,17 +20,24 @@ from sdd_jax.config import validate
 from sdd_jax.data import portraits
 from sdd_jax.data.records import to_float
 from sdd_jax.evals.instruments import in_batches
-from sdd_jax.evals.restoration import restoration_metrics
+from sdd_jax.evals.restoration import restoration_metrics, table
 from sdd_jax.images import write_grid
+from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.ccd import RestorationData, Sampler, heldout_rows, make_sampler
 from sdd_jax.jobs.world import read_instruments, world_directory
 from sdd_jax.objectives.ccd import CCD
 from sdd_jax.runs import open_run
 from sdd_jax.types import Frozen, ModelBundle, Params
 
+STEPS = (1, 2, 4)
 RIVALS = 63
 SHOWN = 8
 _log = logging.getLogger("sdd_jax")
+
+
+def report(workdir: Path, flags: ReportFlags) -> str:
+    """Evaluates a run as `python -m sdd_jax.evaluate` asks; returns the table."""
+    return table(evaluate(workdir, flags.samples, flags.steps or STEPS, flags.seed, world=flags.world))
 
 
 def evaluate(
