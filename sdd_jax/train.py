@@ -1,6 +1,7 @@
 """The training loop, read top to bottom: set up, restore or initialise, step, look, save.
 
-A `Job` says what is trained; the config's engine keys (`EngineConfig`) say how. The run is a function of the config:
+A `Job` says what is trained; the config's engine keys (`EngineConfig`) say how; `make_program` turns both into the
+jitted step, which `aot` and `bench` share. The run is a function of the config:
 the state after n steps is bitwise the same whether the process lived through all of them or was killed and restarted in
 between, on the same devices. What is written where is in `training.workdir`.
 """
@@ -14,11 +15,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sdd_jax.config import validate
@@ -54,6 +56,9 @@ class EngineConfig:
         keep: checkpoints kept; two at least, so that a damaged one has a predecessor.
         nonfinite_limit: non-finite steps in a row that stop the run.
         workers: data processes (0: threads); read by whoever builds the job's stream.
+        remat: what the backward pass of the trained networks recomputes: none, dots (all but products and
+            convolutions) or block (every residual block and transformer); read by whoever builds them. Networks that
+            are not differentiated recompute nothing.
         compile_cache: directory of compiled programs, '' for none.
         profile_step: first step of a JAX profiler trace of `profile_steps` steps into WORKDIR/profile; -1: none.
     """
@@ -72,6 +77,7 @@ class EngineConfig:
     keep: int = 2
     nonfinite_limit: int = 10
     workers: int = 0
+    remat: str = "none"
     compile_cache: str = "~/.cache/sdd_jax/xla"
     profile_step: int = -1
     profile_steps: int = 5
@@ -115,6 +121,62 @@ def engine_config(config: Mapping[str, Any]) -> EngineConfig:
     return validate({key: config[key] for key in config if key in names}, EngineConfig)
 
 
+class Program(NamedTuple):
+    """A job's step laid out over a mesh, before any weight is placed.
+
+    state, frozen: trees of `jax.ShapeDtypeStruct` with shardings.
+    init(init_key, frozen) -> state. step(state, frozen, batch, step_key) -> (state, metrics); donates the state.
+    """
+
+    mesh: Mesh
+    state: TrainState
+    frozen: Frozen
+    init: Any
+    step: Any
+    init_key: jax.Array
+    step_key: jax.Array
+
+
+def make_program(job: Job, mesh: Mesh) -> Program:
+    """Builds the jitted step of a job, whose frozen weights may be `jax.ShapeDtypeStruct`s; computes nothing.
+
+    Raises:
+        ValueError: a bad engine key, or a batch that the mesh does not divide.
+    """
+    engine = engine_config(job.config)
+    sharding.check_batch_size(job.batch_size, engine.accumulate, mesh)
+    optimizer, schedule = make_optimizer(engine.optimizer, engine.steps)
+    init_key, step_key = jax.random.split(jax.random.key(engine.seed))
+
+    def init(key: jax.Array, frozen: Frozen) -> TrainState:
+        return create_state(key, job.objective, optimizer, frozen, with_ema=engine.ema is not None)
+
+    def laid_out(shapes: Any) -> Any:
+        layout = sharding.tree_shardings(shapes, mesh, engine.mesh)
+        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, layout)
+
+    frozen = laid_out(jax.eval_shape(lambda tree: tree, job.frozen))
+    state = laid_out(jax.eval_shape(init, init_key, job.frozen))
+    layout = sharding.shardings_of(state)
+    step = make_train_step(
+        job.objective,
+        optimizer,
+        schedule=schedule,
+        ema_decay=engine.ema,
+        ema_warmup=engine.ema_warmup,
+        accumulate=engine.accumulate,
+    )
+    return Program(
+        mesh=mesh,
+        state=state,
+        frozen=frozen,
+        init=jax.jit(init, out_shardings=layout),
+        step=jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)), donate_argnums=0),
+        init_key=init_key,
+        step_key=step_key,
+    )
+
+
 def run(job: Job, workdir: Path) -> TrainState:
     """Trains the job to its last step, resuming what the workdir holds; returns the final state.
 
@@ -125,9 +187,9 @@ def run(job: Job, workdir: Path) -> TrainState:
     engine = engine_config(job.config)
     use_compile_cache(engine.compile_cache)
     mesh = sharding.make_mesh(engine.mesh)
-    sharding.check_batch_size(job.batch_size, engine.accumulate, mesh)
     _log.info("%s", job.name)
     _log.info("devices: %d %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
+    program = make_program(job, mesh)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_workdir(workdir, job.config, job.fingerprint))
@@ -136,38 +198,16 @@ def run(job: Job, workdir: Path) -> TrainState:
             Checkpoints(workdir, keep=engine.keep, config=job.config, fingerprint=job.fingerprint)
         )
 
-        optimizer, schedule = make_optimizer(engine.optimizer, engine.steps)
-        init_key, step_key = jax.random.split(jax.random.key(engine.seed))
-        frozen = sharding.place(job.frozen, sharding.tree_shardings(job.frozen, mesh, engine.mesh))
-
-        def init(key: jax.Array, frozen: Frozen) -> TrainState:
-            return create_state(key, job.objective, optimizer, frozen, with_ema=engine.ema is not None)
-
-        shapes = jax.eval_shape(init, init_key, frozen)
-        layout = sharding.tree_shardings(shapes, mesh, engine.mesh)
-        state = checkpoints.restore(
-            jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, layout)
-        )
+        frozen = sharding.place(job.frozen, sharding.shardings_of(program.frozen))
+        state = checkpoints.restore(program.state)
         if state is None:
-            state = jax.jit(init, out_shardings=layout)(init_key, frozen)
+            state = program.init(program.init_key, frozen)
             _log.info("starting at step 0 in %s", workdir)
             _log.info("parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
         else:
             _log.info("resuming from step %d in %s", int(state.step), workdir)
         start = int(state.step)
 
-        train_step = jax.jit(
-            make_train_step(
-                job.objective,
-                optimizer,
-                schedule=schedule,
-                ema_decay=engine.ema,
-                ema_warmup=engine.ema_warmup,
-                accumulate=engine.accumulate,
-            ),
-            out_shardings=(layout, sharding.replicated(mesh)),
-            donate_argnums=0,
-        )
         batches = Prefetch(job.stream(start), lambda batch: sharding.place_batch(batch, mesh))
         stack.callback(batches.close)
         writer = Writer(workdir, start, active=jax.process_index() == 0)
@@ -177,7 +217,7 @@ def run(job: Job, workdir: Path) -> TrainState:
         for step in range(start, engine.steps):
             if step == engine.profile_step:
                 jax.profiler.start_trace(str(workdir / "profile"))
-            state, metrics = train_step(state, frozen, next(batches), step_key)
+            state, metrics = program.step(state, frozen, next(batches), program.step_key)
             done = step + 1
             report.push(done, metrics)
             if start <= engine.profile_step and done == min(engine.profile_step + engine.profile_steps, engine.steps):

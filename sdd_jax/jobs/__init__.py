@@ -74,6 +74,8 @@ def build(config: ConfigDict) -> Job:
     missing = [key for key in task.keys if key not in config]
     if missing:
         raise ValueError(f"config.{missing[0]} is missing: the task {name!r} reads it")
+    if config.get("remat", "none") != "none" and not {"model", "unet"} & set(task.keys):
+        raise ValueError(f"config.remat={config.remat!r}: the task {name!r} trains no UNet; leave it at none")
     return _imported(task.builder)(config)
 
 

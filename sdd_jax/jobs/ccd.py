@@ -86,8 +86,8 @@ def ccd(config: ConfigDict) -> Job:
     adapter_config = validate(config.adapter, AdapterConfig, "config.adapter")
     if config.ema is None:
         raise ValueError("config.ema=None: the target network of CCD is the parameters' average; give it a decay")
-    bundle, params = load(config.model, config.revision, dtype=jnp.dtype(config.dtype))
-    adapter = make_adapter(adapter_config, bundle, jnp.dtype(config.dtype))
+    bundle, params = load(config.model, config.revision, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    adapter = make_adapter(adapter_config, bundle, jnp.dtype(config.dtype), config.remat)
     objective = validate({**config.objective, "model": bundle, "adapter": adapter}, CCD, "config.objective")
     frozen: Frozen = {
         "teacher": {"unet": params["unet"]},
@@ -107,11 +107,13 @@ def ccd(config: ConfigDict) -> Job:
     )
 
 
-def make_adapter(config: AdapterConfig, bundle: ModelBundle, dtype: DTypeLike = jnp.float32) -> Adapter:
-    """Builds the adapter for a teacher's UNet; `dtype` is what it computes in."""
+def make_adapter(
+    config: AdapterConfig, bundle: ModelBundle, dtype: DTypeLike = jnp.float32, remat: str = "none"
+) -> Adapter:
+    """Builds the adapter for a teacher's UNet; `dtype` is what it computes in, `remat` as for `load`."""
     if config.kind == "mu":
-        return MuMixing(model=bundle, module=make_unet(bundle.configs["unet"], dtype=dtype))
-    return ControlNetAdapter(config=controlnet_config(config, bundle), dtype=dtype)
+        return MuMixing(model=bundle, module=make_unet(bundle.configs["unet"], dtype=dtype, remat=remat))
+    return ControlNetAdapter(config=controlnet_config(config, bundle), dtype=dtype, remat=remat)
 
 
 def controlnet_config(config: AdapterConfig, bundle: ModelBundle) -> dict[str, Any]:

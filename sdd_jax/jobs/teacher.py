@@ -50,7 +50,7 @@ def unet(config: ConfigDict) -> Job:
         "text_encoder": hub.read_json(world / "text_encoder" / "config.json"),
         "scheduler": {"_class_name": "DDIMScheduler", **config.scheduler.to_dict()},
     }
-    bundle = make_bundle(configs, load_tokenizer(world / "tokenizer"), source=config.world)
+    bundle = make_bundle(configs, load_tokenizer(world / "tokenizer"), remat=config.remat, source=config.world)
     frozen: Frozen = {
         "vae": read_component(world, configs, "vae"),
         "text": {"text_encoder": read_component(world, configs, "text_encoder")},

@@ -48,16 +48,17 @@ class Adapter(Protocol):
 class ControlNetAdapter:
     """A diffusers ControlNet; its condition is the image itself, in [0, 1] as published ControlNets expect.
 
-    Fields: a ControlNet's `config.json`; the compute dtype.
+    Fields: a ControlNet's `config.json`; the compute dtype; what the backward pass recomputes.
     """
 
     config: Mapping[str, Any]
     dtype: DTypeLike = jnp.float32
+    remat: str = "none"
 
     @functools.cached_property
     def module(self) -> ControlNetModel:
         """The network."""
-        return make_controlnet(self.config, dtype=self.dtype)
+        return make_controlnet(self.config, dtype=self.dtype, remat=self.remat)
 
     def init(self, rng: jax.Array, unet: Params) -> Params:
         """Returns a ControlNet whose encoder is the UNet's and whose output convolutions are zero."""

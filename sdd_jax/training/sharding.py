@@ -70,6 +70,11 @@ def tree_shardings(tree: Any, mesh: Mesh, config: MeshConfig) -> Any:
     return jax.tree.map(rule, tree)
 
 
+def shardings_of(tree: Any) -> Any:
+    """Returns the sharding of each leaf of a tree that has been laid out."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raises ValueError unless every device gets the same number of samples in every microbatch."""
     if accumulate < 1 or batch_size < 1 or batch_size % (accumulate * mesh.size):

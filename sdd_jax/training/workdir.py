@@ -22,8 +22,8 @@ from sdd_jax.config import flatten, to_plain
 
 # What may change between two runs of the same job: how long, how often and on what, never what is computed.
 _FREE = (
-    "steps", "log_every", "checkpoint_every", "keep", "preview_every", "nonfinite_limit", "workers", "compile_cache",
-    "profile_step", "profile_steps", "mesh",
+    "steps", "log_every", "checkpoint_every", "keep", "preview_every", "nonfinite_limit", "workers", "remat",
+    "compile_cache", "profile_step", "profile_steps", "mesh",
 )  # fmt: skip
 
 
