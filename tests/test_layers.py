@@ -17,6 +17,8 @@ LAYERS = {
     "sampling": 3,
     "evals": 3,
     "training": 4,
+    "tables": 6,
+    "reproduce": 7,
 }
 COMMANDS = 5
 SIBLINGS = {"objectives", "sampling", "evals"}
@@ -90,6 +92,7 @@ def test_imports_go_downward(module, path):
         ("types", "import sdd_jax.config", []),
         ("training.step", "import jax\nfrom sdd_jax.diffusion import schedule\nfrom sdd_jax.types import Params", []),
         ("main", "from sdd_jax.train import run", []),
+        ("jobs.x", "from sdd_jax.tables.types import Row", ["sdd_jax.tables.types.Row"]),
     ],
 )
 def test_the_rules_find_what_breaks_them(module, source, bad):
