@@ -10,7 +10,8 @@
 | text-to-image, mean over attributes | >= .85 | classifier on samples of full captions, 50 DDIM steps, best w |
 | diversity | .5 to 2 | variance of each nuisance value read off samples over that of renders: lowest and highest |
 
-Diversity counts the nuisance values that the regressor reads well (R^2 >= .5 on renders).
+Diversity counts the nuisance values that the regressor reads well (R^2 >= .5 on renders). Guidance trades diversity for
+accuracy; the best w is the most accurate of those whose diversity is within its bounds, or of all where none is.
 """
 
 from __future__ import annotations
@@ -86,32 +87,54 @@ def clip_targets(
     ]
 
 
-def generation_targets(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What samples at one guidance scale show: accuracy f64[a] per attribute, variance ratio f64[k] per nuisance."""
+
+    accuracy: np.ndarray
+    diversity: np.ndarray
+
+    def targets(self, scale: float) -> list[Target]:
+        """The text-to-image rows."""
+        count = len(self.diversity)
+        return [
+            Target(name=f"text-to-image, w = {scale:g}", value=float(self.accuracy.mean()), low=0.85),
+            Target(name=f"diversity, lowest of {count}", value=float(self.diversity.min()), low=0.5, high=2.0),
+            Target(name=f"diversity, highest of {count}", value=float(self.diversity.max()), low=0.5, high=2.0),
+        ]
+
+    @property
+    def is_diverse(self) -> bool:
+        """Whether every variance ratio is within its bounds."""
+        return all(target.is_met for target in self.targets(1.0)[1:])
+
+
+def generation_figures(
     instruments: Instruments,
-    attributes: Sequence[str],
     draw: Callable[[float], np.ndarray],
     guidance_scales: Sequence[float],
     labels: np.ndarray,
     renders: np.ndarray,
     nuisance: np.ndarray,
-) -> tuple[list[Target], dict[float, np.ndarray], float]:
-    """Text-to-image rows: draws at each guidance scale, keeps the best by mean attribute accuracy.
+) -> dict[float, Generation]:
+    """Text-to-image figures by guidance scale.
 
-    Returns (rows, accuracy per attribute by scale, the best scale). `draw(w)` gives f32[n,H,W,3] for captions whose
-    attributes are `labels` i32[n,a]; `renders` f32[m,H,W,3] have the true `nuisance` f32[m,k].
+    `draw(w)` gives f32[n,H,W,3] for captions whose attributes are `labels` i32[n,a]; `renders` f32[m,H,W,3] have the
+    true `nuisance` f32[m,k].
     """
-    images = {w: draw(w) for w in guidance_scales}
-    scores = {w: accuracy(instruments.read(x).labels, labels) for w, x in images.items()}
-    best = max(scores, key=lambda w: scores[w].mean())
-    sampled, rendered = instruments.read(images[best]).nuisance, instruments.read(renders).nuisance
+    rendered = instruments.read(renders).nuisance
     readable = 1 - np.mean((rendered - nuisance) ** 2, 0) / nuisance.var(0) >= 0.5
-    ratios = (sampled.var(0) / rendered.var(0))[readable]
-    rows = [
-        Target(name=f"text-to-image, w = {best:g}", value=float(scores[best].mean()), low=0.85),
-        Target(name=f"diversity, lowest of {len(ratios)}", value=float(ratios.min()), low=0.5),
-        Target(name=f"diversity, highest of {len(ratios)}", value=float(ratios.max()), low=0.0, high=2.0),
-    ]
-    return rows, scores, best
+    found = {}
+    for w in guidance_scales:
+        sampled = instruments.read(draw(w))
+        ratios = (sampled.nuisance.var(0) / rendered.var(0))[readable]
+        found[w] = Generation(accuracy=accuracy(sampled.labels, labels), diversity=ratios)
+    return found
+
+
+def best_scale(found: Mapping[float, Generation]) -> float:
+    """The most accurate scale of those that keep the diversity, of all where none does."""
+    return max(found, key=lambda w: (found[w].is_diverse, found[w].accuracy.mean()))
 
 
 def report(rows: Sequence[Target]) -> str:

@@ -27,6 +27,8 @@ from sdd_jax.types import Params
 def clip(config: ConfigDict) -> Job:
     """Trains the CLIP; the vocabulary is learned from the captions' grammar when the job is built (a second)."""
     data = validate(config.data, PortraitData, "config.data")
+    if data.negatives < 1:
+        raise ValueError("config.data.negatives=0: the contrastive loss reads counterfactual captions; give at least 1")
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = train_tokenizer(portraits.caption_corpus(), out_dir=scratch, **config.tokenizer)
         text_config = text_encoder_config(config.text_encoder, tokenizer)

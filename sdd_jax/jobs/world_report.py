@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from sdd_jax.diffusion.guidance import guided
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.evals.instruments import in_batches
-from sdd_jax.evals.teacher import clip_targets, generation_targets, instrument_targets, report
+from sdd_jax.evals.teacher import (
+    Generation,
+    best_scale,
+    clip_targets,
+    generation_figures,
+    instrument_targets,
+    report,
+)
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.world import read_instruments, world_directory
 from sdd_jax.models.bundle import load
@@ -71,34 +78,34 @@ def report_world(name: str, samples: int, guidance_scales: Sequence[float], seed
     draw = _generator(bundle, params, [portraits.caption(p.attributes) for p in chosen], seed)
     nuisance = np.stack([nuisance_targets(p.index) for p in chosen])
     drawn = {w: draw(w) for w in guidance_scales}
-    more, scores, best = generation_targets(
-        instruments, attributes, drawn.__getitem__, guidance_scales, labels, images, nuisance
-    )
-    rows += more
+    found = generation_figures(instruments, drawn.__getitem__, guidance_scales, labels, images, nuisance)
+    best = best_scale(found)
+    rows += found[best].targets(best)
     write_grid(
         out / "samples.png",
         [x[:SHOWN] for x in (images, recon, *drawn.values())],
         ["held out", "autoencoder", *(f"w = {w:g}" for w in drawn)],
     )
-    found = {f"w = {w:g}": dict(zip(attributes, map(float, score), strict=True)) for w, score in scores.items()}
     figures = {"model": bundle.source, "content_hash": bundle.content_hash, "samples": samples, "seed": seed}
-    figures |= {"figures": {row.name: row.value for row in rows}, "text_to_image": found, "best_guidance": best}
+    figures |= {"figures": {row.name: row.value for row in rows}, "best_guidance": best}
+    figures["text_to_image"] = {
+        f"{w:g}": {"accuracy": x.accuracy.tolist(), "diversity": x.diversity.tolist()} for w, x in found.items()
+    }
     (out / "world.json").write_text(json.dumps(figures, indent=2) + "\n")
-    return "\n\n".join([report(rows), _accuracy_table(found)])
+    return "\n\n".join([report(rows), _generation_table(found)])
 
 
-def _accuracy_table(found: dict[str, dict[str, float]]) -> str:
-    names = list(portraits.VOCABULARY)
-    lines = [f"| text-to-image | {' | '.join(names)} | mean |", f"| --- |{' --- |' * (len(names) + 1)}"]
-    for scale, scores in found.items():
-        values = [scores[name] for name in names]
-        lines.append(f"| {scale} | {' | '.join(f'{v:.3f}' for v in [*values, float(np.mean(values))])} |")
+def _generation_table(found: Mapping[float, Generation]) -> str:
+    columns = [*portraits.VOCABULARY, "mean", "diversity"]
+    lines = [f"| text-to-image | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+    for w, figures in found.items():
+        values = [*figures.accuracy, figures.accuracy.mean()]
+        spread = f"{figures.diversity.min():.2f} .. {figures.diversity.max():.2f}"
+        lines.append(f"| w = {w:g} | {' | '.join(f'{v:.3f}' for v in values)} | {spread} |")
     return "\n".join(lines)
 
 
-def _caption_embedder(
-    bundle: ModelBundle, params: Params, clip: Params
-) -> Callable[[Sequence[str]], np.ndarray]:
+def _caption_embedder(bundle: ModelBundle, params: Params, clip: Params) -> Callable[[Sequence[str]], np.ndarray]:
     text = CLIPTextEncoder(TextConfig.from_json(bundle.configs["text_encoder"]))
 
     @jax.jit
