@@ -65,9 +65,10 @@ def solver_grid(n: int = 50, T: int = 1000) -> np.ndarray:
     return trailing_grid(n, T)[::-1]
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Boundaries:
-    """The times at which iCD's models start a jump, ascending.
+    """The times at which iCD's models start a jump, ascending. Static inside of a jitted function's arguments.
 
     reverse: where decoding jumps start; the last is T - 1, and the first one's jump ends CLEAN.
     forward: where encoding jumps start; the last one's jump ends at T - 1.

@@ -29,7 +29,23 @@ from sdd_jax.objectives.inputs import added_conditions
 from sdd_jax.sampling.editing import GuidedUNet, embedded_guidance
 from sdd_jax.types import Frozen, ModelBundle, Params
 
-METHODS: dict[str, str] = {}
+METHODS: dict[str, str] = {
+    "sdedit": "sdd_jax.jobs.editing_noise:sdedit",
+    "edit-friendly": "sdd_jax.jobs.editing_noise:edit_friendly",
+    "infedit": "sdd_jax.jobs.editing_noise:infedit",
+    "ddib": "sdd_jax.jobs.editing_inversion:ddib",
+    "renoise": "sdd_jax.jobs.editing_inversion:renoise",
+    "p2p": "sdd_jax.jobs.editing_inversion:p2p",
+    "npi": "sdd_jax.jobs.editing_inversion:npi",
+    "nti": "sdd_jax.jobs.editing_inversion:nti",
+    "masactrl": "sdd_jax.jobs.editing_inversion:masactrl",
+    "pnp": "sdd_jax.jobs.editing_inversion:pnp",
+    "sds": "sdd_jax.jobs.editing_dds:sds",
+    "dds": "sdd_jax.jobs.editing_dds:dds",
+    "cds": "sdd_jax.jobs.editing_dds:cds",
+    "pds": "sdd_jax.jobs.editing_dds:pds",
+    "translate": "sdd_jax.jobs.editing_dds:translate",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +80,7 @@ class EditRequest:
 
 
 class EditResult(NamedTuple):
-    """image f32[b,H,W,3]; evaluations: F per image, as the method counts; frames: of the way, f32[n,b,H,W,3], or None."""
+    """image f32[b,H,W,3]; evaluations: F per image, as counted; frames: of the way, f32[n,b,H,W,3], or None."""
 
     image: np.ndarray
     evaluations: float
@@ -167,9 +183,9 @@ def side_unit(model: ModelBundle) -> int:
     return model.downsampling * 2 ** (len(model.configs["unet"]["block_out_channels"]) - 1)
 
 
-def suggested_guidance(model: ModelBundle) -> float:
-    """The usual scale: 7.5, and 3 for models of the embedded world's size (latents below 32), where 3 is best."""
-    return 3.0 if model.sample_size < 32 else 7.5
+def usual_guidance(model: ModelBundle, published: float = 7.5) -> float:
+    """A method's published scale, and at most 3 for the embedded world (latents below 32), whose best it is."""
+    return min(published, 3.0) if model.sample_size < 32 else published
 
 
 def _ids(model: ModelBundle, prompts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,7 +1,8 @@
 """Attention control of pairs of images [sources, targets]: what ties an edit to its source inside the UNet.
 
-Each control is data with one method, `at(step) -> AttentionEdit`, pure in the step. Rows of every attention map are
-[sources b, targets b], followed by the same again where guidance runs two passes (`guidance.guided`).
+Each control is data with one method, `at(step) -> AttentionEdit`, pure in the step, and a pytree, so that one compiled
+program serves all prompts. Rows of every attention map are [sources b, targets b], followed by the same again where
+guidance runs two passes (`guidance.guided`).
 
 Prompt-to-prompt (Hertz et al. 2022). M and M* are the source's and the target's cross-attention maps [heads, q, n], J
 [n, n] takes source tokens to target tokens, k [n] is 1 where the target's word exists in the source, c [n] multiplies
@@ -31,6 +32,7 @@ self-attention, and one residual block's features, up to a step each; both in bo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -56,6 +58,11 @@ def target_from_source(x: jax.Array, pairs: int) -> jax.Array:
     return jnp.broadcast_to(rows[:, :1], rows.shape).reshape(x.shape)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("mapper", "keep", "equalizer"),
+    meta_fields=("cross_steps", "self_steps", "self_tokens"),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptToPrompt:
     """Equations (1) and (2) for b pairs.
@@ -92,6 +99,9 @@ class PromptToPrompt:
         return equalizer * (keep * carried + (1 - keep) * target)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("words",), meta_fields=("size", "threshold", "start_step")
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LocalBlend:
     """Equation (3) for b pairs.
@@ -142,6 +152,7 @@ class LocalBlend:
         return jnp.concatenate([source, jnp.where(mask, target, source)])
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("pairs", "start_step", "layers"))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MasaCtrl:
     """Mutual self-attention for b pairs.
@@ -169,6 +180,11 @@ class MasaCtrl:
         return AttentionEdit(qkv=qkv)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(),
+    meta_fields=("pairs", "attention_steps", "feature_steps", "attention_layers", "feature_layers"),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlugAndPlay:
     """Feature and self-attention injection for b pairs.

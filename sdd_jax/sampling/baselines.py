@@ -65,16 +65,21 @@ def ddib(route: Route, source: Denoise, target: Denoise, x0: jax.Array, noise: j
 
 
 def negative_prompt_pairs(
-    denoise: GuidedUNet, source: jax.Array, target: jax.Array, guidance: Guidance, **conditions: Any
+    denoise: GuidedUNet,
+    source: jax.Array,
+    target: jax.Array,
+    guidance: Guidance,
+    null_added_cond: Any = None,
+    **conditions: Any,
 ) -> PairDenoise:
     """A two-pass network on pairs whose unconditional prompt is the source prompt: null-text without optimisation.
 
     denoise(z, t, context, **conditions) -> prediction; source, target: contexts [b,n,d]. The source branch, whose two
-    passes agree, is unguided whatever `guidance` says.
+    passes agree, is unguided whatever `guidance` says. null_added_cond: SDXL's added conditions of [sources, sources].
     """
     null = jnp.concatenate([source, source])
     contexts = jnp.concatenate([source, target])
-    return prompted_pairs(guided(denoise, null), contexts, guidance, guidance, **conditions)
+    return prompted_pairs(guided(denoise, null, null_added_cond), contexts, guidance, guidance, **conditions)
 
 
 def renoise(

@@ -9,9 +9,7 @@ A `Route` is how latents travel between an image and noise, without saying throu
 
 A network enters as `denoise(z [b,h,w,c], t int[b]) -> prediction`, made of a UNet that takes a guidance scale, by one
 pass (`embedded_guidance`) or two (`guidance.guided`), which have the same signature; of a prompt; and of a `Guidance`,
-w as a function of t: `constant_guidance`, or iCD's dynamic guidance,
-
-    functools.partial(step_guidance, w=8.0, tau=0.7)          a ramp and an interval likewise
+w as a function of t: `constant_guidance`, or `dynamic_guidance`: iCD's step, a ramp or an interval.
 
     encode        route.encode(prompted(forward_unet, source, constant_guidance(1.0)), x0, noise)      w = 1: encoding
     reconstruct   route.decode(prompted(reverse_unet, source, dynamic), z)                             guided is worst
@@ -27,6 +25,7 @@ et al. 2021 (DDIM), Hertz et al. 2022 (prompt-to-prompt).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -34,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdd_jax.diffusion.guidance import guidance_embedding, step_guidance
+from sdd_jax.diffusion.guidance import guidance_embedding, interval_guidance, ramp_guidance, step_guidance
 from sdd_jax.diffusion.schedule import Level, Schedule
 from sdd_jax.diffusion.timegrid import Boundaries
 from sdd_jax.diffusion.transport import move
@@ -152,6 +151,23 @@ def constant_guidance(w: float) -> Guidance:
     return lambda t: jnp.full(t.shape, w, jnp.float32)
 
 
+def dynamic_guidance(
+    w: jax.Array | float, tau: float = 1.0, ramp_to: float | None = None, start: float = 0.0
+) -> Guidance:
+    """w where start <= t/T <= tau, else 1; with `ramp_to`, w up to tau and falling linearly to 1 there (CADS).
+
+    Raises:
+        ValueError: unless 0 <= start <= tau <= 1 and tau < ramp_to; a ramp that also has a start.
+    """
+    if not 0 <= start <= tau <= 1:
+        raise ValueError(f"guidance acts from start={start} to tau={tau}: give 0 <= start <= tau <= 1")
+    if ramp_to is None:
+        return functools.partial(interval_guidance, w=w, low=start, high=tau)
+    if start or not tau < ramp_to:
+        raise ValueError(f"a guidance ramp falls from tau={tau} to ramp_to={ramp_to}: give tau < ramp_to and no start")
+    return functools.partial(ramp_guidance, w=w, tau1=tau, tau2=ramp_to)
+
+
 def prompted(unet: GuidedUNet, context: jax.Array, guidance: Guidance, **conditions: Any) -> Denoise:
     """A guided UNet under context [b,n,d], as the `denoise` of routes and samplers."""
     return lambda z, t: unet(z, t, context, guidance(t), **conditions)
@@ -206,6 +222,8 @@ class Control(Protocol):
         ...
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=())
+@dataclasses.dataclass(frozen=True)
 class NoControl:
     """Both branches on their own."""
 

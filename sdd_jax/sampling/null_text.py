@@ -18,7 +18,7 @@ F at most, and n F for the inversion.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,13 @@ from sdd_jax.sampling.editing import Guidance, PairDenoise
 from sdd_jax.sampling.generate import at_all, steps_down
 
 
+class NullTexts(NamedTuple):
+    """The null context of each step, f32[n,b,l,d], and the Adam rounds that it took the batch, int32[n]."""
+
+    contexts: jax.Array
+    rounds: jax.Array
+
+
 def optimise_null_text(
     denoise: Callable[..., jax.Array],
     path: jax.Array,
@@ -44,8 +51,8 @@ def optimise_null_text(
     schedule: Schedule,
     kind: str,
     inner_steps: int = 10,
-) -> jax.Array:
-    """The null contexts n_i, f32[n,b,l,d], of n steps.
+) -> NullTexts:
+    """The null contexts n_i of n steps.
 
     denoise(z [b,h,w,c], t int[b], context [b,l,d]) -> prediction. path: `invert.invert_path` of the image, unguided,
     f32[n+1,b,h,w,c]. context: the source prompt's, [b,l,d]; null_context: the empty prompt's, [1,l,d]. w: the scale of
@@ -55,7 +62,7 @@ def optimise_null_text(
 
     def step(
         carry: tuple[jax.Array, jax.Array], now: tuple[tuple[jax.Array, Level, Level], jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    ) -> tuple[tuple[jax.Array, jax.Array], NullTexts]:
         z, null = carry
         (t, at_t, at_s), target, index = now
         t = at_all(t, z)
@@ -81,8 +88,8 @@ def optimise_null_text(
             return (loop[0] < inner_steps) & ~jnp.all(loop[3])
 
         start = (jnp.zeros((), jnp.int32), null, adam.init(null), jnp.zeros(z.shape[:1], bool))
-        _, null, _, _ = jax.lax.while_loop(goes_on, refine, start)
-        return (arrive(null), null), null
+        rounds, null, _, _ = jax.lax.while_loop(goes_on, refine, start)
+        return (arrive(null), null), NullTexts(null, rounds)
 
     null = jnp.broadcast_to(null_context, context.shape).astype(jnp.float32)
     targets = path[::-1][1:]

@@ -61,9 +61,11 @@ def by_hand(path, context, inner_steps):
 
 def test_a_batch_is_what_each_sample_is_alone():
     stops = path()
-    got = optimised(stops, CONTEXT, 10)
+    got, rounds = optimised(stops, CONTEXT, 10)
     assert got.shape == (5, 2, 1, 1)
-    want, counts = by_hand(stops[:, 1:], CONTEXT[1:], 10)
+    alone = [by_hand(stops[:, i : i + 1], CONTEXT[i : i + 1], 10) for i in range(2)]
+    want, counts = alone[1]
+    assert rounds.tolist() == [max(pair) for pair in zip(alone[0][1], counts, strict=True)]
     np.testing.assert_allclose(got[:, 1], want[:, 0], rtol=1e-3, atol=1e-5)
     assert min(counts) < 10, "this sample stands still while the other goes on"
     assert np.abs(got[:, 0] - got[:, 1]).max() > 1e-3
@@ -76,7 +78,7 @@ def test_guided_decoding_with_the_optimised_nulls_reconstructs():
     route = DDIMRoute(TIMES, SD, "eps")
     errors, edits = [], []
     for inner_steps in (0, 10):
-        pair = null_text_pairs(unet, optimised(stops, CONTEXT, inner_steps), contexts, constant_guidance(W))
+        pair = null_text_pairs(unet, optimised(stops, CONTEXT, inner_steps).contexts, contexts, constant_guidance(W))
         source, edited = jnp.split(decode_pairs(route, pair, z, NoControl()), 2)
         errors.append(float(jnp.abs(source - X0).mean()))
         edits.append(float(jnp.abs(edited - source).mean()))
