@@ -34,6 +34,16 @@ from sdd_jax.models.layers import Dense, GroupNorm, LayerNorm, PointwiseConv
 LARGE = 4096 * 4096
 QUERY_CHUNK = 1024
 
+_fused_allowed = True
+
+
+def use_attention(implementation: str) -> None:
+    """Sets for this process whether programs traced from now on may use fused kernels: "auto" (yes) or "xla" (no)."""
+    global _fused_allowed
+    if implementation not in ("auto", "xla"):
+        raise ValueError(f"attention {implementation!r} is not known; use auto or xla")
+    _fused_allowed = implementation == "auto"
+
 
 class EditProbs(Protocol):
     """Maps attention probabilities float32 `[b, heads, n, m]` to what multiplies the values, the same shape."""
@@ -141,7 +151,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """
     head_dim = q.shape[-1]
     half_precision = q.dtype in (jnp.bfloat16, jnp.float16)
-    if half_precision and head_dim % 8 == 0 and head_dim <= 128 and jax.default_backend() == "gpu":
+    if _fused_allowed and half_precision and head_dim % 8 == 0 and head_dim <= 128 and jax.default_backend() == "gpu":
         if cudnn_supports(q.shape[1], k.shape[1], q.shape[2], head_dim, q.dtype.name):
             return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     return xla_attention(q, k, v)
@@ -155,9 +165,7 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, edit: AttentionEdit | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array | None = None, edit: AttentionEdit | None = None) -> jax.Array:
         width = x.shape[-1]
         source = x if context is None else context
 
