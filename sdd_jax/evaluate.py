@@ -16,7 +16,7 @@ from sdd_jax.jobs import ReportFlags, report
 from sdd_jax.jobs.world_report import report_world
 from sdd_jax.runs import read_config
 
-WORLD_SCALES = (1.0, 2.0, 3.0, 5.0)
+WORLD_SCALES = (1.0, 1.5, 2.0, 3.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
