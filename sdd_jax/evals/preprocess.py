@@ -10,7 +10,8 @@
 
 The longer side is int(size * longer / shorter). Pillow's resampling antialiases and rounds to uint8; PyTorch's bilinear
 `interpolate`, which FID is defined with, does neither. An image is a Pillow image, uint8 [H,W,3], or float [H,W,3] in
-[-1, 1], which is rounded to uint8 first: metrics are those of the PNG that one would have saved.
+[-1, 1], which is rounded to uint8 first: metrics are those of the PNG that one would have saved. Files are read as the
+references read them: EXIF's orientation is not applied.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from sdd_jax.data.folder import MAX_PIXELS, SUFFIXES
+from sdd_jax.data.decode import SUFFIXES, read_picture
 from sdd_jax.images import to_uint8
 
 AnyImage = Image.Image | np.ndarray
@@ -93,26 +94,6 @@ def as_picture(image: AnyImage) -> Image.Image:
     if image.ndim != 3 or image.shape[2] != 3 or not (image.dtype == np.uint8 or image.dtype.kind == "f"):
         raise ValueError(f"an image is uint8 or float [H, W, 3]; got {image.dtype} {list(image.shape)}")
     return Image.fromarray(to_uint8(image))
-
-
-def read_picture(path: str | Path) -> Image.Image:
-    """Reads an image file as RGB.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: not an image, damaged, or of more than 50 million pixels (refused before decoding).
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such image")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{path}: {image.width}x{image.height} pixels are more than {MAX_PIXELS}; scale it down"
-                )
-            return image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a readable image ({error}): replace or remove it") from None
 
 
 def image_paths(directory: str | os.PathLike[str]) -> list[Path]:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sdd_jax.command import is_ours
-from sdd_jax.data import folder
+from sdd_jax.data import decode
 from sdd_jax.data.folder import ImageFolder, read_image
 from sdd_jax.data.pipeline import make_stream
 
@@ -28,7 +28,7 @@ def test_records_are_sorted_square_and_captioned(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     images = ImageFolder(tmp_path, 8)
     assert len(images) == 3
-    assert [record["path"] for record in map(images.__getitem__, range(3))] == [
+    assert [record["name"] for record in map(images.__getitem__, range(3))] == [
         str(tmp_path / name) for name in ("a.JPG", "b.png", "deep/c.webp")
     ]
     assert [images[i]["caption"] for i in range(3)] == ["", "a blue picture é", ""]
@@ -85,6 +85,7 @@ def flipped(path):
         (flipped, "is not a readable image"),
         (lambda path: path.write_bytes(b""), "is not a readable image"),
         (lambda path: path.write_text("<html>"), "is not a readable image"),
+        (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is not a readable image"),
         (lambda path: path.mkdir(), "no such image"),
         (lambda path: None, "no such image"),
     ],
@@ -122,12 +123,12 @@ def test_whatever_bytes_are_spoilt_the_error_is_ours(tmp_path):
                 assert "is not a readable image" in str(error) or "pixels are more" in str(error)
 
 
-@pytest.mark.parametrize("limit", [folder.MAX_PIXELS, None])
+@pytest.mark.parametrize("limit", [decode.MAX_PIXELS, None])
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, limit):
     write(tmp_path / "x.png", (400, 400), color=(1, 2, 3))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     if limit is None:
-        monkeypatch.setattr(folder, "MAX_PIXELS", 10_000)
+        monkeypatch.setattr(decode, "MAX_PIXELS", 10_000)
         message = "400x400 pixels are more than 10000"
     else:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own refusal

@@ -90,7 +90,7 @@ def test_files_are_read_in_order_and_bad_ones_are_named(tmp_path, monkeypatch):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG nonsense")
     with pytest.raises(ValueError, match="bad.png is not a readable image"):
         read_picture(tmp_path / "bad.png")
-    monkeypatch.setattr("sdd_jax.evals.preprocess.MAX_PIXELS", 19)
+    monkeypatch.setattr("sdd_jax.data.decode.MAX_PIXELS", 19)
     with pytest.raises(ValueError, match="5x4 pixels are more than 19"):
         read_picture(tmp_path / "0.png")
     with pytest.raises(FileNotFoundError, match="no such image"):

@@ -1,0 +1,93 @@
+"""The one reader of image files: bytes or paths that nobody vouches for -> RGB pictures, or one line of error.
+
+Four things keep a hostile or damaged file harmless:
+
+1. only the decoders of PNG, JPEG, WebP and BMP may look at it, whatever its suffix says (Pillow's others include one
+   that starts Ghostscript);
+2. the header's width x height is checked against `MAX_PIXELS` before a pixel is decoded;
+3. whatever a decoder raises becomes one ValueError that names the file;
+4. the first frame of an animation is read, the rest is not.
+
+A training picture is `upright` (turned as its EXIF says); the metrics' reference implementations do not turn theirs.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 50_000_000
+
+T = TypeVar("T")
+
+
+def read_picture(data: str | Path | bytes, name: str = "", *, upright: bool = False) -> Image.Image:
+    """Reads one image, a file or its encoded bytes, as RGB.
+
+    Args:
+        name: what messages call it; the path by default.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image, damaged, or of more than 50 million pixels (refused before decoding).
+    """
+
+    def decode(image: Image.Image) -> Image.Image:
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+
+    return _opened(data, name, decode)
+
+
+def picture_size(data: str | Path | bytes, name: str = "") -> tuple[int, int]:
+    """Width and height of an upright image, from its header alone; errors as `read_picture`."""
+
+    def measure(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        return (height, width) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (width, height)
+
+    return _opened(data, name, measure)
+
+
+def _opened(data: str | Path | bytes, name: str, use: Callable[[Image.Image], T]) -> T:
+    name = name or ("the image" if isinstance(data, bytes) else str(data))
+    if not isinstance(data, bytes) and not Path(data).is_file():
+        raise FileNotFoundError(f"{name}: no such image")
+    size = ""
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
+            if image.width * image.height <= MAX_PIXELS:
+                return use(image)
+            size = f"{image.width}x{image.height}"
+    except Exception as error:  # decoders raise a dozen unrelated types on damaged input
+        raise ValueError(f"{name} is not a readable image ({error}): replace or remove it") from None
+    raise ValueError(f"{name}: {size} pixels are more than {MAX_PIXELS}; scale it down")
+
+
+def shorter_side(picture: Image.Image, size: int) -> Image.Image:
+    """Scales a picture (bicubic) so that its shorter side is `size`."""
+    scale = size / min(picture.size)
+    shape = (max(size, round(picture.width * scale)), max(size, round(picture.height * scale)))
+    return picture.resize(shape, Image.Resampling.BICUBIC)
+
+
+def square(image: np.ndarray, size: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Crops [H, W, ...] to [size, size, ...]: in the middle, or with `rng` anywhere, each place as likely."""
+    spare = image.shape[0] - size, image.shape[1] - size
+    y, x = (n // 2 if rng is None else int(rng.integers(n + 1)) for n in spare)
+    return image[y : y + size, x : x + size]
+
+
+def read_image(path: str | Path, size: int) -> np.ndarray:
+    """Reads one image, upright, as uint8 [size, size, 3]: shorter side scaled to `size`, centre cropped.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_picture`.
+    """
+    return square(np.asarray(shorter_side(read_picture(path, upright=True), size)), size)

@@ -1,0 +1,66 @@
+"""A directory of images with their captions, as raw records."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from sdd_jax.data.decode import SUFFIXES
+from sdd_jax.data.sources.captions import LISTINGS, read_caption, read_listing
+from sdd_jax.data.sources.raw import RawRecord, inside
+
+_log = logging.getLogger("sdd_jax")
+
+
+class FolderSource:
+    """Every image below a directory, in the order of their paths, or those that its listing names, in its order.
+
+    Raises:
+        FileNotFoundError: no such directory, no images, or a listed file that is not there.
+        ValueError: two listings, a damaged one, or one that names files outside the directory.
+    """
+
+    def __init__(self, directory: str | Path, caption_key: str = "") -> None:
+        root = Path(directory)
+        self.title = str(root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is not a directory: set config.data.path to a folder of images")
+        listings = [root / name for name in LISTINGS if (root / name).is_file()]
+        if len(listings) > 1:
+            raise ValueError(f"{root} holds both {' and '.join(LISTINGS)}: which one counts? remove the other")
+        self._captions: list[tuple[str, ...]] | None = None
+        if listings:
+            rows = read_listing(listings[0], caption_key)
+            self._paths = [inside(root, name, str(listings[0])) for name, _ in rows]
+            self._captions = [captions for _, captions in rows]
+            self._compare(root, listings[0])
+        else:
+            self._paths = _images(root)
+        if not self._paths:
+            raise FileNotFoundError(
+                f"{root} holds no images ({', '.join(SUFFIXES)}): set config.data.path to a folder of some"
+            )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> RawRecord:
+        path = self._paths[index]
+        if self._captions is not None:
+            return RawRecord(str(path), path, self._captions[index])
+        caption = read_caption(path.with_suffix(".txt"))
+        return RawRecord(str(path), path, (caption,) if caption else ())
+
+    def _compare(self, root: Path, listing: Path) -> None:
+        there = set(_images(root))
+        missing = [path for path in self._paths if path not in there and not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{missing[0]}: no such image, one of {len(missing)} that {listing} lists and that are missing"
+            )
+        if unlisted := len(there - set(self._paths)):
+            _log.info("%s: %d images are not in %s and are left out", root, unlisted, listing.name)
+
+
+def _images(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

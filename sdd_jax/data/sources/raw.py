@@ -1,0 +1,54 @@
+"""What every source of images looks like before anything is decoded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+
+class RawRecord(NamedTuple):
+    """image: encoded bytes, or the path of a file. captions: all there are, () for none. name: for messages."""
+
+    name: str
+    image: bytes | Path
+    captions: tuple[str, ...]
+
+
+class RawSource(Protocol):
+    """Random access to encoded images and their captions; must pickle, for the stream's worker processes.
+
+    Reading raises ValueError or OSError for a record that is damaged; opening raises for what is wrong with the whole.
+    """
+
+    @property
+    def title(self) -> str:
+        """What messages call the source."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> RawRecord: ...
+
+
+def inside(root: Path, name: str, where: str) -> Path:
+    """`root / name`, for a name that a data set's own files give.
+
+    Raises:
+        ValueError: a name that leads out of the directory.
+    """
+    relative = Path(name.replace("\\", "/"))
+    if not name or relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"{where} names {name!r}, which is not a file inside {root}")
+    return root / relative
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; ValueError in one line for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object")
+    return content

@@ -1,0 +1,180 @@
+"""Tar shards in webdataset's layout, read with the standard library: an image and its text under one name.
+
+    00000.tar:   000000001.jpg  000000001.txt  000000002.jpg  000000002.json ...
+
+A sample is what shares a path up to the first dot of its last part. Read are one image (png, jpg, jpeg, webp) and its
+captions: of the `txt`, else of the `json` object's caption field. Members of other kinds are never opened, so no
+pickle, script or URL in a shard can do anything.
+
+The shards are indexed once, header by header, and the index (five integers a sample) is kept in the cache directory
+under a hash of the shards' names, sizes and times. After that a sample is two reads at known offsets: any order, any
+step, any number of processes.
+
+A shard is refused as a whole if it is compressed (no offsets to read at), is cut off anywhere or damaged between
+members (its end-of-archive mark does not follow its last member), or holds links, devices, sparse files, absolute names
+or `..`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from sdd_jax.data.cache import cache_dir
+from sdd_jax.data.decode import SUFFIXES
+from sdd_jax.data.sources.captions import CAPTION_KEYS, as_captions
+from sdd_jax.data.sources.raw import RawRecord
+
+BLOCK = 512
+MAX_BYTES = 2**28
+NONE, TEXT, JSON = 0, 1, 2
+FORMAT = 1
+
+_log = logging.getLogger("sdd_jax")
+
+
+class TarSource:
+    """The samples of one `.tar`, or of all of a directory in the order of their names.
+
+    Raises:
+        FileNotFoundError: no such file, or a directory without shards.
+        ValueError: a shard that is refused (see above), a sample with two images, or no samples at all.
+    """
+
+    def __init__(self, path: str | Path, caption_key: str = "") -> None:
+        self.title = str(path)
+        self._caption_keys = (caption_key,) if caption_key else CAPTION_KEYS
+        self._shards = _shards(Path(path))
+        self._index = _index(self._shards)
+        self._files: dict[int, int] = {}
+        if not len(self._index):
+            raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)}) in {len(self._shards)} shards")
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> RawRecord:
+        shard, start, size, text, length = (int(value) for value in self._index[index])
+        name = f"{self._shards[shard]}: {self._name(shard, start)}"
+        kind, length = divmod(length, MAX_BYTES)
+        captions: list[str] = []
+        if kind != NONE:
+            captions = self._parse(kind, self._read(shard, text, length), name)
+        return RawRecord(name, self._read(shard, start, size), tuple(captions))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": {}}
+
+    def __del__(self) -> None:
+        for file in self.__dict__.get("_files", {}).values():
+            os.close(file)
+
+    def _parse(self, kind: int, data: bytes, name: str) -> list[str]:
+        try:
+            text = data.decode("utf-8")
+            if kind == TEXT:
+                return [text.strip()] if text.strip() else []
+            fields = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: its caption is not UTF-8 text or JSON ({error})") from None
+        found = (
+            next((fields[key] for key in self._caption_keys if key in fields), None) if type(fields) is dict else None
+        )
+        return as_captions(found, name)
+
+    def _read(self, shard: int, start: int, size: int) -> bytes:
+        if shard not in self._files:
+            opened = os.open(self._shards[shard], os.O_RDONLY)
+            if self._files.setdefault(shard, opened) != opened:  # another thread was first
+                os.close(opened)
+        data = os.pread(self._files[shard], size, start)
+        if len(data) != size:
+            raise ValueError(f"{self._shards[shard]} became shorter since it was opened: {len(data)} of {size} bytes")
+        return data
+
+    def _name(self, shard: int, start: int) -> str:
+        try:
+            return tarfile.TarInfo.frombuf(self._read(shard, start - BLOCK, BLOCK), "utf-8", "replace").name
+        except tarfile.TarError:
+            return f"byte {start}"
+
+
+def _shards(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else []
+    if not shards:
+        raise FileNotFoundError(
+            f"{path} is neither a .tar file nor a directory of some: set config.data.path to either"
+        )
+    return shards
+
+
+def _index(shards: list[Path]) -> np.ndarray:
+    """int64 [n, 5]: shard, offset and size of the image, offset of the caption, its kind * 2^28 + its size."""
+    stamps = [(str(path.absolute()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in shards]
+    digest = hashlib.sha256(repr((FORMAT, stamps)).encode()).hexdigest()[:16]
+    cached = cache_dir() / f"tar-index-{digest}.npy"
+    if cached.is_file():
+        return np.load(cached, allow_pickle=False)
+    rows = [(number, *row) for number, path in enumerate(shards) for row in _scan(path)]
+    index = np.array(rows, np.int64).reshape(-1, 5)
+    scratch = cached.with_suffix(f".{os.getpid()}.tmp.npy")
+    np.save(scratch, index)
+    scratch.rename(cached)
+    return index
+
+
+def _scan(path: Path) -> list[tuple[int, int, int, int]]:
+    """The samples of one shard: offset and size of the image, offset and kind-and-size of its caption."""
+    images: dict[str, tuple[int, int]] = {}
+    captions: dict[str, tuple[int, int]] = {}
+    ignored: Counter[str] = Counter()
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                _check(member, path)
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                if not member.isreg():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                key, suffix = f"{folder}/{stem}", f".{suffix.lower()}"
+                if suffix in SUFFIXES:
+                    if key in images:
+                        raise ValueError(f"{path}: two images are called {key.lstrip('/')}; a sample has one")
+                    images[key] = member.offset_data, member.size
+                elif suffix == ".txt" or (suffix == ".json" and key not in captions):
+                    kind = TEXT if suffix == ".txt" else JSON
+                    captions[key] = member.offset_data, kind * MAX_BYTES + member.size
+                elif suffix != ".json":
+                    ignored[suffix] += 1
+    except (tarfile.TarError, OverflowError, UnicodeError, EOFError) as error:
+        raise ValueError(f"{path} is not an uncompressed tar file, or is cut off ({error})") from None
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(2 * BLOCK) != bytes(2 * BLOCK):
+            raise ValueError(f"{path} is cut off or damaged after byte {end}: its end-of-archive mark is missing there")
+    if ignored:
+        shown = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
+        _log.warning("%s: members that are neither images nor captions are not read: %s", path, shown)
+    if lost := len(captions.keys() - images.keys()):
+        _log.warning("%s: %d captions have no image and are left out", path, lost)
+    return [(*place, *captions.get(key, (0, NONE))) for key, place in images.items()]
+
+
+def _check(member: tarfile.TarInfo, path: Path) -> None:
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise ValueError(f"{path} holds {member.name!r}, a link or special file: such shards are refused")
+    if member.name.startswith("/") or ".." in Path(member.name).parts:
+        raise ValueError(f"{path} holds {member.name!r}, a name that leads outside: such shards are refused")
+    if member.size >= MAX_BYTES:
+        raise ValueError(f"{path} holds {member.name!r} of {member.size} bytes, more than {MAX_BYTES}: refused")
