@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,11 @@ STEMS = ("diffusion_pytorch_model", "model")
 MSGPACKS = ("diffusion_flax_model.msgpack", "flax_model.msgpack")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SMALL_FILES = (".json", ".txt", ".model")
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+OTHERS = ("scheduler", "tokenizer", "tokenizer_2")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_log = logging.getLogger("sdd_jax")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CANDIDATES = (
     *(f"{stem}{ending}" for ending in (".safetensors", ".safetensors.index.json") for stem in STEMS),
     *(f"{stem}{ending}" for ending in (".fp16.safetensors", ".safetensors.index.fp16.json") for stem in STEMS),
@@ -53,7 +57,8 @@ def resolve(name: str | Path, revision: str | None = None) -> tuple[Path, str]:
       revision: a hub branch, tag or commit.
 
     Raises:
-      FileNotFoundError: no such directory, or the hub cannot be reached and the cache does not hold the model.
+      FileNotFoundError: no such directory; or no such model or revision on the hub, no access to it, or no network and
+        nothing in the cache (`HF_HUB_OFFLINE=1` asks for the cache alone).
       ValueError: a revision of something that has none.
     """
     directory = PORTRAITS if name == "portraits" else Path(name)
@@ -65,7 +70,7 @@ def resolve(name: str | Path, revision: str | None = None) -> tuple[Path, str]:
         raise FileNotFoundError(
             f"{directory} is missing: this installation lacks the embedded teacher; reinstall sdd_jax"
         )
-    if not _HUB_ID.fullmatch(str(name)):
+    if not HUB_ID.fullmatch(str(name)):
         raise FileNotFoundError(f"{name} is neither a directory, nor a hub id like 'owner/name', nor 'portraits'")
     return _from_hub(str(name), revision)
 
@@ -177,33 +182,60 @@ def _shards(index: Path) -> Mapping[str, str]:
 
 def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
     """Downloads what loading reads of a hub repository, or finds it in the hub's cache; returns as `resolve`."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import errors
 
-    def download() -> str:
-        try:
-            files = HfApi().list_repo_files(name, revision=revision)
-            return snapshot_download(name, revision=revision, allow_patterns=needed_files(files, name))
-        except (HfHubHTTPError, FileNotFoundError, ValueError):
-            raise
-        except Exception:  # no network, in any of several exception types: what an earlier run downloaded will do
-            return snapshot_download(name, revision=revision, local_files_only=True)
+    of = name if revision is None else f"{name}, revision {revision},"
+    try:
+        directory = _snapshot(name, revision)
+    except errors.GatedRepoError:
+        reason = (
+            f"it asks for access: accept its terms at https://huggingface.co/{name} and log in with `hf auth login`"
+        )
+    except errors.RepositoryNotFoundError:
+        reason = "the hub has no such model, or a private one: check the name, or log in with `hf auth login`"
+    except errors.RevisionNotFoundError:
+        reason = "the hub has the model, but not this revision: leave it out, or give a branch, tag or commit"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        reason = (
+            "it is not in the hub's cache and the hub cannot be reached (no network, or HF_HUB_OFFLINE): download "
+            f"it first, `hf download {name}`, or give a directory"
+        )
+    except (OSError, errors.EntryNotFoundError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    else:
+        if not any((directory / file).is_file() for file in ("model_index.json", "config.json")):
+            raise FileNotFoundError(f"{of} is in the hub's cache in part only ({directory}): download it again")
+        return directory, f"{name}@{directory.name}"
+    raise FileNotFoundError(f"{of} cannot be had: {reason}")
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    """The hub's copy of a repository; where the hub gives no answer, what an earlier download left in the cache."""
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
-        directory = Path(download())
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"{name} cannot be had from the hub or its cache: {reason}") from error
-    return directory, f"{name}@{directory.name}"
+        files = HfApi().list_repo_files(name, revision=revision)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise
+    except Exception as error:  # offline, no network, a server's error: several libraries' types
+        _log.warning("the hub gives no answer about %s (%s): looking in its cache", name, type(error).__name__)
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    return Path(snapshot_download(name, revision=revision, allow_patterns=needed_files(files, name)))
 
 
 def needed_files(files: Sequence[str], name: str) -> list[str]:
     """Returns which files of a repository are read: configs, tokenizers, one form of each component's weights."""
-    needed = [file for file in files if file.endswith(SMALL_FILES) and not file.endswith(".index.json")]
+    needed = [
+        file
+        for file in files
+        if file.endswith(SMALL_FILES)
+        and not file.endswith(".index.json")
+        and str(PurePosixPath(file).parent) in (".", *NETWORKS, *OTHERS)
+    ]
     folders: dict[str, list[str]] = {}
     for file in files:
         folders.setdefault(str(PurePosixPath(file).parent), []).append(PurePosixPath(file).name)
-    for folder in ("unet", "vae", "text_encoder", "text_encoder_2"):
+    for folder in NETWORKS:
         if folder in folders:
             chosen = choose_weights(folders[folder], f"{name}/{folder}")
             variant = ".fp16" if "fp16" in chosen else ""

@@ -1,0 +1,129 @@
+"""Portraits as a TensorFlow data set: written and read without TensorFlow; truncation and missing pieces are errors."""
+
+import itertools
+import json
+import os
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdd_jax.data import portraits
+from sdd_jax.data.pipeline import make_stream
+from sdd_jax.data.portraits_tfds import write_portraits
+from sdd_jax.data.sources import ImageData, open_source
+from sdd_jax.data.sources.tfds import TfdsSource, _texts
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return write_portraits(tmp_path_factory.mktemp("tfds"), train=12, heldout=3)
+
+
+def test_portraits_go_out_and_come_back(prepared):
+    assert "tensorflow" not in sys.modules
+    source = open_source(ImageData(source="tfds", path=str(prepared), size=64, count=12))
+    found = {portraits_index(source[i]): source[i] for i in range(12)}
+    assert sorted(found) == list(portraits.split_indices("train")[:12])
+    for index, record in found.items():
+        np.testing.assert_array_equal(record["image"], portraits.image(index))
+        assert record["caption"] == portraits.caption(portraits.portrait(index).attributes)
+    assert len(open_source(ImageData(source="tfds", path=str(prepared), size=64, split="heldout"))) == 3
+    assert len(open_source(ImageData(source="tfds", path=str(prepared), size=64, split="train[:50%]"))) == 6
+
+
+def portraits_index(record):
+    for index in portraits.split_indices("train")[:12]:
+        if np.array_equal(record["image"], portraits.image(index)):
+            return index
+    raise AssertionError(f"{record['name']} is no portrait of the split")
+
+
+def test_the_stream_reads_it(prepared):
+    source = open_source(ImageData(source="tfds", path=str(prepared), size=16))
+    transform = lambda record, rng: {"image": record["image"]}  # noqa: E731
+
+    def batches(source, **options):
+        return list(itertools.islice(make_stream(source, transform, batch_size=4, seed=1, **options), 3))
+
+    copy = pickle.loads(pickle.dumps(source))
+    parts = [batches(copy, process_index=p, process_count=2) for p in range(2)]
+    for step, want in enumerate(batches(source)):
+        np.testing.assert_array_equal(np.concatenate([part[step]["image"] for part in parts]), want["image"])
+
+
+def refused(path, message, **options):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        TfdsSource(str(path), options.pop("split", "train"), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_wrong_is_one_line(prepared, tmp_path):
+    copy = Path(shutil.copytree(prepared, tmp_path / "1.0.0"))
+    (shard,) = copy.glob("*train*.array_record*")
+    refused(prepared.parent, "holds no dataset_info.json")
+    refused(copy, "has no split 'test'; it has", split="test")
+    refused(copy, "has no feature 'picture'; it has", image_key="picture")
+    whole = shard.read_bytes()
+    os.truncate(shard, len(whole) * 2 // 3)
+    refused(copy, "train.*is (cut off or )?damaged")
+    os.truncate(shard, 0)
+    refused(copy, "train.*is (cut off or )?damaged")
+    shard.unlink()
+    refused(copy, "train.* is missing: dataset_info.json lists it")
+    data = bytearray(whole)
+    data[len(data) // 3 : len(data) // 3 + 2000] = bytes(2000)
+    shard.write_bytes(bytes(data))
+    try:
+        source = TfdsSource(str(copy), "train")
+    except ValueError as error:
+        assert "damaged" in str(error)
+    else:
+        with pytest.raises(ValueError, match="record [0-9]+ is damaged"):
+            for i in range(12):
+                source[i]
+
+
+def test_tfrecord_and_foreign_features_are_refused(prepared, tmp_path):
+    copy = Path(shutil.copytree(prepared, tmp_path / "1.0.0"))
+    info = json.loads((copy / "dataset_info.json").read_text())
+    (copy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    refused(copy, "stored as tfrecord, which has no random access")
+    shutil.copy(prepared / "dataset_info.json", copy)
+    text = (copy / "features.json").read_text()
+    assert "tensorflow_datasets.core.features" in text
+    (copy / "features.json").write_text(text.replace("tensorflow_datasets.core.features", "antigravity.features", 1))
+    refused(copy, "names the class 'antigravity.*refused")
+    assert "antigravity" not in sys.modules
+
+
+def test_the_catalogue_needs_tensorflow_and_says_so(monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+
+    class Builder:
+        def download_and_prepare(self):
+            raise ImportError("No module named 'tensorflow'")
+
+    monkeypatch.setattr(tfds, "builder", lambda name, **options: Builder())
+    refused("some_catalogue_name", r'No module named .tensorflow.*pip install "sdd_jax\[tf\]"')
+
+    def unknown(name, **options):
+        raise tfds.core.DatasetNotFoundError(name)
+
+    monkeypatch.setattr(tfds, "builder", unknown)
+    refused("no_such_name", "neither a prepared data set nor a name of the TFDS catalogue")
+
+
+def test_captions_of_every_form():
+    many = np.array([b"a", b"b "], object)
+    assert _texts(b" x\n") == ("x",) and _texts("x") == ("x",)
+    assert _texts(many) == ("a", "b") == _texts({"text": many, "id": np.arange(2)})
+    assert _texts(np.array(b"x", object)) == ("x",)
+
+
+def test_counts_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="--heldout=0: the split has 1"):
+        write_portraits(tmp_path, train=1, heldout=0)
