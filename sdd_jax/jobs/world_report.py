@@ -57,7 +57,7 @@ def report_world(name: str, samples: int, guidance_scales: Sequence[float], seed
     rows = instrument_targets(instruments, attributes, images, recon, labels)
     _log.info("instruments and autoencoder measured on %d portraits", samples)
 
-    embed = _caption_embedder(bundle, params, instruments.clip[1])
+    embed = caption_embedder(bundle, params, instruments.clip[1])
     captions = embed([portraits.caption(p.attributes) for p in chosen])
     edited = {
         attribute: (
@@ -105,7 +105,8 @@ def _generation_table(found: Mapping[float, Generation]) -> str:
     return "\n".join(lines)
 
 
-def _caption_embedder(bundle: ModelBundle, params: Params, clip: Params) -> Callable[[Sequence[str]], np.ndarray]:
+def caption_embedder(bundle: ModelBundle, params: Params, clip: Params) -> Callable[[Sequence[str]], np.ndarray]:
+    """Returns captions -> their embeddings f32[n,e] by a world's CLIP."""
     text = CLIPTextEncoder(TextConfig.from_json(bundle.configs["text_encoder"]))
 
     @jax.jit
