@@ -1,0 +1,87 @@
+"""The model card of exported weights: what they are, from what they were made, and how well they do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdd_jax.models.hub import HUB_ID
+
+CARD = "README.md"
+
+
+def model_card(
+    *,
+    title: str,
+    task: str,
+    step: int,
+    config: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    directory: Path,
+) -> str:
+    """A card in Markdown with the hub's header.
+
+    Args:
+      title: the job's own line: method, data and teacher.
+      fingerprint: sources and hashes of the frozen weights.
+      metrics: the run's `evaluation/metrics.json`, or None.
+      directory: what was exported; every file is listed with its sha256.
+    """
+    base = config.get("model")
+    header = ["---", "library_name: diffusers", "tags:", "- sdd_jax", f"- {task}"]
+    if isinstance(base, str) and HUB_ID.fullmatch(base) and not Path(base).exists():
+        header.append(f"base_model: {base}")
+    parts = [
+        "\n".join([*header, "---"]),
+        f"# {title}",
+        f"Task `{task}`, step {step}, trained and exported with sdd_jax.",
+        _section("Made from", _pairs(fingerprint) or "Nothing frozen: trained from scratch."),
+        _section("Data", _pairs(config.get("data") or {}) or "None."),
+        _section("Metrics", _metrics(metrics)),
+        _section("Files", _files(directory)),
+        _section("Config", f"```json\n{json.dumps(config, indent=1, sort_keys=True)}\n```"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(name: str, body: str) -> str:
+    return f"## {name}\n\n{body}"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    if not values:
+        return ""
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | `{value}` |" for key, value in sorted(values.items()))])
+
+
+def _metrics(metrics: Mapping[str, Any] | None) -> str:
+    """The table of a report's rows, and what it says beside them."""
+    if not metrics:
+        return "Not measured: `python -m sdd_jax.evaluate --workdir=DIR`, then export again."
+    rows = metrics.get("rows") or {}
+    facts = {key: value for key, value in metrics.items() if isinstance(value, str | int | float) and key != "workdir"}
+    lines = [", ".join(f"{key} {value}" for key, value in sorted(facts.items()))] if facts else []
+    if isinstance(rows, Mapping) and rows and all(isinstance(row, Mapping) for row in rows.values()):
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        lines += ["", f"| | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+        for name, row in rows.items():
+            lines.append(f"| {name} | {' | '.join(_number(row.get(column)) for column in columns)} |")
+    return "\n".join(lines).strip() or f"```json\n{json.dumps(metrics, indent=1)}\n```"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str("" if value is None else value)
+
+
+def _files(directory: Path) -> str:
+    lines = ["| file | bytes | sha256 |", "| --- | --- | --- |"]
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != CARD:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            lines.append(f"| `{path.relative_to(directory).as_posix()}` | {path.stat().st_size} | `{digest}` |")
+    return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""A model card names base, weights, data, metrics and every file."""
+
+import hashlib
+
+from sdd_jax.models.card import CARD, model_card
+
+
+def card(tmp_path, **changes):
+    (tmp_path / "unet").mkdir(exist_ok=True)
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    (tmp_path / CARD).write_text("an older card")
+    given = {
+        "title": "CCD, teacher portraits",
+        "task": "ccd",
+        "step": 7,
+        "config": {"model": "owner/name", "data": {"path": "images", "size": 512}, "steps": 7},
+        "fingerprint": {"teacher": "owner/name@abc", "teacher_hash": "0" * 64},
+        "metrics": {"workdir": "/secret", "samples": 4, "rows": {"1 step": {"psnr": 21.23456, "fid": None}}},
+    }
+    return model_card(directory=tmp_path, **{**given, **changes})
+
+
+def test_everything_is_named(tmp_path):
+    text = card(tmp_path)
+    assert text.startswith("---\nlibrary_name: diffusers\ntags:\n- sdd_jax\n- ccd\nbase_model: owner/name\n---\n")
+    for line in (
+        "# CCD, teacher portraits",
+        "| teacher_hash | `" + "0" * 64 + "` |",
+        "| size | `512` |",
+        "| | psnr | fid |",
+        "| 1 step | 21.23 |  |",
+        f"| `unet/config.json` | 2 | `{hashlib.sha256(b'{}').hexdigest()}` |",
+    ):
+        assert line in text.splitlines(), line
+    assert "step 7" in text and "samples 4" in text and '"steps": 7' in text
+    assert "/secret" not in text and CARD not in text
+
+
+def test_what_is_not_known_is_said(tmp_path):
+    text = card(tmp_path, config={"model": str(tmp_path)}, fingerprint={}, metrics=None)
+    assert "base_model" not in text and "Not measured" in text and "trained from scratch" in text
+    assert '"figures": {' in card(tmp_path, metrics={"figures": {"a": 1}})
