@@ -51,10 +51,11 @@ def as_captions(value: object, where: str) -> list[str]:
     """A caption field as a list of texts: a text, a list of texts, or nothing; ValueError for anything else."""
     if value is None or value == "":
         return []
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in values):
+    values: list[object] = value if isinstance(value, list) else [value]
+    texts = [text.strip() for text in values if isinstance(text, str)]
+    if len(texts) != len(values):
         raise ValueError(f"{where}: a caption is {value!r}, not a text")
-    return [text.strip() for text in values]
+    return texts
 
 
 def read_caption(path: Path) -> str:
