@@ -1,0 +1,336 @@
+"""Precomputed latents and text states on disk: a directory of ArrayRecord shards and a manifest.
+
+    manifest.json                what is in here: model, data, arrays, shards; `complete` when it is all there
+    records-00000.array_record   ...
+    null_context.npy             the empty prompt's text states f32[1,n,d], once (null_pooled.npy f32[1,e] for SDXL)
+
+A record is the bytes of its arrays, one after another, in the order that the manifest gives with shapes and dtypes:
+
+| array | what | SD 1.5, 512 px |
+| --- | --- | --- |
+| `moments` f16[h,w,2c] | posterior mean and log-variance of the picture, so that every epoch draws anew | 65 KB |
+| `image` u8[H,W,3] | the picture, for jobs that draw a condition from it at every step | 786 KB |
+| `context` f16[n,d] | text states; left out where the caption is empty | 118 KB |
+| `pooled` f16[e] | SDXL's pooled text; left out where the caption is empty | |
+
+A shard gets its name when it is whole, and the manifest says `complete` when all shards are, so a killed writer leaves
+what the next one goes on from. A directory that is unfinished, cut off or of another model is one line of error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from sdd_jax.data.degrade import condition, degrade
+from sdd_jax.data.degrade_spec import DegradeSpec
+from sdd_jax.data.records import Record, Transform
+
+MANIFEST = "manifest.json"
+VERSION = 1
+TEXT = ("context", "pooled")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a directory of latents holds.
+
+    model, model_hash: source and content hash of the weights that made it. data: the settings of its pictures and
+    captions. count: records. shard_size: records of every shard but the last.
+    arrays: name -> (shape, dtype), in the order of a record's bytes; the text comes last.
+    complete: all shards are there. sizes: bytes of each shard's file, once complete. version: of this format.
+    """
+
+    model: str
+    model_hash: str
+    data: Mapping[str, Any]
+    count: int
+    shard_size: int
+    arrays: Mapping[str, tuple[tuple[int, ...], str]]
+    complete: bool = False
+    sizes: tuple[int, ...] = ()
+    version: int = VERSION
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of the shards' files."""
+        return [f"records-{index:05d}.array_record" for index in range(-(-self.count // self.shard_size))]
+
+    def shard_count(self, index: int) -> int:
+        """Records of a shard."""
+        return min(self.shard_size, self.count - index * self.shard_size)
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """Reads a directory's manifest, None where there is none.
+
+    Raises:
+        ValueError: it is damaged, or of another version of the format.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        arrays = {name: (tuple(shape), str(dtype)) for name, (shape, dtype) in content.pop("arrays").items()}
+        manifest = Manifest(**{**content, "arrays": arrays, "sizes": tuple(content["sizes"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a readable manifest of latents ({error}): precompute into another --out"
+        ) from None
+    if manifest.version != VERSION:
+        raise ValueError(f"{path} is of version {manifest.version}, this program reads {VERSION}: precompute again")
+    return manifest
+
+
+class LatentWriter:
+    """Writes a directory of latents shard by shard, going on from whatever whole shards are there.
+
+    Raises:
+        ValueError: the directory holds other latents, or cannot be written.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self._directory = directory
+        self._manifest = dataclasses.replace(manifest, complete=False, sizes=())
+        before = read_manifest(directory)
+        if before is not None:
+            _check_same(directory, before, self._manifest)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if before is None:
+                self._write_manifest(self._manifest)
+        except OSError as error:
+            raise ValueError(f"--out={directory} cannot be written ({error.strerror}); use another") from error
+        self._sizes = before.sizes if before is not None else ()
+
+    def missing(self) -> list[int]:
+        """The indices of the shards that are not there, or not as large as a finished directory's manifest says."""
+        missing = []
+        for index, name in enumerate(self._manifest.shards):
+            path = self._directory / name
+            cut = bool(self._sizes) and path.is_file() and path.stat().st_size != self._sizes[index]
+            if cut or not path.is_file():
+                missing.append(index)
+        return missing
+
+    def write_shard(self, index: int, rows: Iterable[Arrays]) -> None:
+        """Writes shard `index`; a row without the text arrays is one of the empty prompt.
+
+        Raises:
+            ValueError: rows of other shapes or dtypes, or not as many as the shard takes.
+        """
+        path = self._directory / self._manifest.shards[index]
+        partial = _beside(path)
+        count = 0
+        # group_size 1: one record is what a random access reads; float16 noise does not compress
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        try:
+            for row in rows:
+                writer.write(_pack(row, self._manifest.arrays))
+                count += 1
+            writer.close()
+            if count != self._manifest.shard_count(index):
+                raise ValueError(f"{path}: made {count} records of {self._manifest.shard_count(index)}")
+            partial.rename(path)
+        finally:
+            if writer.is_open():
+                writer.close()
+            partial.unlink(missing_ok=True)
+
+    def finish(self, null: Arrays) -> None:
+        """Stores the empty prompt's states and marks the directory complete; all shards must be there."""
+        if missing := self.missing():
+            raise ValueError(f"{self._directory} lacks {len(missing)} shards, the first {missing[0]}")
+        for name, value in null.items():
+            path = self._directory / f"null_{name}.npy"
+            partial = _beside(path)
+            with partial.open("wb") as file:
+                np.save(file, value.astype(np.float32))
+            partial.rename(path)
+        sizes = tuple((self._directory / name).stat().st_size for name in self._manifest.shards)
+        self._write_manifest(dataclasses.replace(self._manifest, complete=True, sizes=sizes))
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        partial = _beside(self._directory / MANIFEST)
+        with partial.open("w") as file:
+            json.dump(dataclasses.asdict(manifest), file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self._directory / MANIFEST)
+
+
+class LatentRecords:
+    """Random access to precomputed latents: `moments`, `context`, `pooled` f32, `image` u8, as far as they are stored.
+
+    Attributes:
+        manifest: what is in the directory. null_context f32[1,n,d], null_pooled f32[1,e] or None: the empty prompt's.
+
+    Args:
+        expected_hash: the `content_hash` of the model that will read them.
+
+    Raises:
+        FileNotFoundError: no such directory, or a shard is missing.
+        ValueError: made by another model, unfinished, cut off or damaged.
+    """
+
+    def __init__(self, path: str | Path, expected_hash: str) -> None:
+        self._root = Path(path)
+        manifest = read_manifest(self._root)
+        if manifest is None:
+            raise FileNotFoundError(
+                f"{path} holds no latents (no {MANIFEST}): make them with python -m sdd_jax.precompute --out={path}"
+            )
+        if manifest.model_hash != expected_hash:
+            raise ValueError(
+                f"the latents in {path} were made by {manifest.model} ({manifest.model_hash[:12]}), the job's model is "
+                f"{expected_hash[:12]}: set config.model to that one, or precompute for this one"
+            )
+        if not manifest.complete:
+            raise ValueError(f"the latents in {path} are not finished: the same precompute command goes on with them")
+        self.manifest = manifest
+        for name, size in zip(manifest.shards, manifest.sizes, strict=True):
+            file = self._root / name
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing: the command that made it makes what is missing again")
+            if file.stat().st_size != size:
+                raise ValueError(
+                    f"{file} is cut off or changed ({file.stat().st_size} of {size} bytes): the precompute command "
+                    "that made it makes it again"
+                )
+        null = {name: self._null(name) for name in TEXT if name in manifest.arrays}
+        self.null_context: np.ndarray = null["context"]
+        self.null_pooled: np.ndarray | None = null.get("pooled")
+        self._spans = _spans(manifest.arrays)
+        self._without_text = min(start for name, (start, _) in self._spans.items() if name in TEXT)
+        self._whole = max(stop for _, stop in self._spans.values())
+        try:
+            self._source = grain.sources.ArrayRecordDataSource([str(self._root / name) for name in manifest.shards])
+            found = len(self._source)
+        except Exception as error:
+            raise ValueError(f"the latents in {path} are damaged ({' '.join(str(error).split())})") from None
+        if found != manifest.count:
+            raise ValueError(f"{path} holds {found} records, its {MANIFEST} says {manifest.count}: precompute it again")
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def __getitem__(self, position: int) -> Record:
+        try:
+            data = self._source[position]
+        except IndexError:
+            raise
+        except Exception as error:
+            raise self._damaged(position, " ".join(str(error).split())) from None
+        if len(data) not in (self._whole, self._without_text):
+            raise self._damaged(position, f"{len(data)} of {self._whole} bytes")
+        record: Record = {"position": position}
+        for name, (shape, dtype) in self.manifest.arrays.items():
+            start, stop = self._spans[name]
+            if name in TEXT and len(data) == self._without_text:
+                record[name] = (self.null_context if name == "context" else self.null_pooled)[0]  # type: ignore[index]
+                continue
+            value = np.frombuffer(data[start:stop], np.dtype(dtype)).reshape(shape)
+            record[name] = value.astype(np.float32) if value.dtype == np.float16 else value
+        return record
+
+    def _null(self, name: str) -> np.ndarray:
+        path = self._root / f"null_{name}.npy"
+        shape = (1, *self.manifest.arrays[name][0])
+        try:
+            value = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is not readable ({error}): precompute it again") from None
+        if value.shape != shape:
+            raise ValueError(f"{path} is {value.shape}, the manifest says {shape}: precompute it again")
+        return value
+
+    def _damaged(self, position: int, what: str) -> ValueError:
+        shard = self._root / self.manifest.shards[position // self.manifest.shard_size]
+        return ValueError(f"record {position} in {shard} is damaged ({what}): remove that file and precompute it again")
+
+
+def text_to_image(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Rows of a plain text-to-image job: `moments`, `context` (and `pooled`)."""
+    return {name: record[name] for name in ("moments", *TEXT) if name in record}
+
+
+def degraded_latents(latents: LatentRecords, spec: DegradeSpec) -> Transform:
+    """Rows of a super-resolution job: `condition`, degraded anew at every step, beside `moments` and `context`.
+
+    Raises:
+        ValueError: records without pictures, or encoded from pictures sharpened otherwise than `spec` does.
+    """
+    if "image" not in latents.manifest.arrays:
+        raise ValueError(
+            "these latents hold no pictures to draw conditions from: precompute with a config that has an adapter"
+        )
+    if latents.manifest.data["sharpening"] != sharpening(spec):
+        raise ValueError(
+            f"these latents are of pictures with sharpening {latents.manifest.data['sharpening']}, "
+            f"config.data.degradation sharpens {sharpening(spec)}: precompute with this degradation"
+        )
+
+    def transform(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        truth, low = degrade(record["image"], rng, spec)
+        return {"condition": condition(low, truth.shape[0]), **text_to_image(record, rng)}
+
+    return transform
+
+
+def sharpening(spec: DegradeSpec | None) -> list[float] | None:
+    """What a degradation does to the target picture before anything else: weight, window, threshold; None: nothing."""
+    if spec is None or not spec.sharpen_weight:
+        return None
+    return [float(spec.sharpen_weight), float(spec.sharpen_window), float(spec.sharpen_threshold)]
+
+
+def _beside(path: Path) -> Path:
+    """A name for what will be renamed to `path`, which no other process or machine writes to."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+
+
+def _spans(arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, tuple[int, int]]:
+    spans, start = {}, 0
+    for name, (shape, dtype) in arrays.items():
+        stop = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        spans[name] = (start, stop)
+        start = stop
+    return spans
+
+
+def _pack(row: Arrays, arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> bytes:
+    parts = []
+    for name, (shape, dtype) in arrays.items():
+        if name in TEXT and name not in row:
+            continue
+        value = row[name]
+        if value.shape != tuple(shape) or value.dtype != np.dtype(dtype):
+            raise ValueError(f"{name} is {value.dtype}{list(value.shape)}, the manifest says {dtype}{list(shape)}")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"{name} is not finite in {dtype}: look at the picture or caption it was made from")
+        parts.append(value.tobytes())
+    return b"".join(parts)
+
+
+def _check_same(directory: Path, before: Manifest, now: Manifest) -> None:
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    for key in ("model_hash", "data", "count", "shard_size", "arrays"):
+        if old[key] != new[key]:
+            shown = ("model", "model_hash") if key == "model_hash" else (key,)
+            there, here = (", ".join(str(side[name])[:200] for name in shown) for side in (old, new))
+            raise ValueError(
+                f"--out={directory} holds other latents: {key} is {there} there and {here} here; use another --out, "
+                "or the command that made it"
+            )
