@@ -8,7 +8,7 @@
 # --dry-run       print the commands, run nothing
 #
 # What follows -- goes to python -m sdd_jax.main. Process 0 writes to this terminal, process i to
-# LOGS/process_i.log (LOGS: $LOGS, else a new directory under /tmp). The first process that fails ends the others.
+# LOGS/process_i.log (LOGS: $LOGS, else a new directory under ${TMPDIR:-/tmp}). The first process that fails ends the others.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -37,7 +37,7 @@ if [ "$devices" -eq 0 ]; then
   share=$((gpus / processes))
 fi
 port="$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-logs="${LOGS:-/tmp/sdd_jax.$port}"
+logs="${LOGS:-${TMPDIR:-/tmp}/sdd_jax.$port}"
 [ -n "$DRY_RUN" ] || mkdir -p "$logs"
 
 pids=()

@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def cached_array(
     digest = hashlib.sha256(repr((name, key, shape, dtype)).encode()).hexdigest()[:16]
     path = cache_dir() / f"{name}-{digest}.npy"
     if not path.is_file():
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch = path.with_suffix(f".{uuid.uuid4().hex[:12]}.tmp")
         array = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.dtype(dtype), shape=shape)
         try:
             done, start = 0, time.monotonic()

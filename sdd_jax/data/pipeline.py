@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -79,13 +80,15 @@ def make_stream(
 class Prefetch(Generic[T]):
     """Iterates `place(batch)` over a stream, made `depth` ahead of the consumer by a thread; close it when done.
 
-    An exception of the stream or of `place` is raised by the `next` that would have returned its batch.
+    An exception of the stream or of `place` is raised by the `next` that would have returned its batch. `waited` is how
+    many seconds the consumer has stood at an empty queue so far.
     """
 
     def __init__(self, stream: Iterator[HostBatch], place: Callable[[HostBatch], T], depth: int = 2) -> None:
         self._stream, self._place = stream, place
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
+        self.waited = 0.0
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -107,7 +110,9 @@ class Prefetch(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        began = time.monotonic()
         item, error = self._queue.get()
+        self.waited += time.monotonic() - began
         if error is not None:
             self._queue.put((None, error))
             raise error

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -70,17 +70,23 @@ class Mean:
 
 
 class Progress:
-    """Speed and time left. Pauses (checkpoints, sample grids) and the first, compiling step do not count."""
+    """Speed and time left. Pauses (checkpoints, sample grids) and the first, compiling step do not count.
 
-    def __init__(self, total_steps: int, batch_size: int) -> None:
-        self._total, self._batch = total_steps, batch_size
+    `waited` tells the seconds that the loop has stood waiting for data so far; `data_wait` is their share of the time
+    between the last two measurements.
+    """
+
+    def __init__(self, total_steps: int, batch_size: int, waited: Callable[[], float] = lambda: 0.0) -> None:
+        self._total, self._batch, self._waited = total_steps, batch_size, waited
+        self.data_wait = 0.0
+        self._waits = 0.0
         self._step: int | None = None
         self._since = 0.0
 
     def start(self, step: int) -> None:
         """Starts timing when `step` has come back; later calls change nothing."""
         if self._step is None:
-            self._step, self._since = step, time.monotonic()
+            self._step, self._since, self._waits = step, time.monotonic(), self._waited()
 
     def pause(self, seconds: float) -> None:
         """Leaves `seconds` out of the running measurement."""
@@ -91,8 +97,10 @@ class Progress:
         if self._step is None or step <= self._step:
             return None, "?"
         now = time.monotonic()
-        per_step = max(now - self._since, 1e-9) / (step - self._step)
-        self._step, self._since = step, now
+        elapsed, waits = max(now - self._since, 1e-9), self._waited()
+        per_step = elapsed / (step - self._step)
+        self.data_wait = min(1.0, (waits - self._waits) / elapsed)
+        self._step, self._since, self._waits = step, now, waits
         left = round(per_step * (self._total - step))
         return self._batch / per_step, f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
 

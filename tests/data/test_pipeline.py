@@ -111,3 +111,17 @@ def test_prefetch_raises_what_the_stream_raised_where_it_raised_it():
         with pytest.raises(RuntimeError, match="a broken record"):
             next(prefetch)
     prefetch.close()
+
+
+def test_prefetch_counts_the_seconds_that_its_consumer_stood_waiting():
+    def stream():
+        yield {"x": np.zeros(1)}
+        time.sleep(0.3)
+        yield {"x": np.zeros(1)}
+
+    prefetch = Prefetch(stream(), lambda batch: batch)
+    next(prefetch)
+    before = prefetch.waited
+    next(prefetch)
+    assert 0.2 < prefetch.waited - before < 2.0
+    prefetch.close()

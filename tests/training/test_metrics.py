@@ -39,6 +39,18 @@ def test_progress_leaves_pauses_and_the_first_step_out(monkeypatch):
     assert Progress(10, 8).measure(1) == (None, "?")
 
 
+def test_the_share_of_time_spent_waiting_for_data(monkeypatch):
+    clock, waits = iter([100.0, 112.0, 122.0]), iter([7.0, 8.0, 8.0])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
+    progress = Progress(100, 8, waited=lambda: next(waits))
+    progress.start(1)  # the first batch, waited for 7 s, is not counted
+    progress.pause(2.0)
+    progress.measure(11)
+    assert progress.data_wait == pytest.approx(1.0 / 10.0)
+    progress.measure(21)
+    assert progress.data_wait == 0.0
+
+
 def test_resuming_drops_lines_past_the_restored_step_and_a_torn_one(tmp_path):
     writer = Writer(tmp_path, 0)
     for step in (5, 10, 15):
