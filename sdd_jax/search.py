@@ -1,0 +1,102 @@
+"""`python -m sdd_jax.search --model=NAME --prompt="..." --out=DIR`: HQS over timesteps, as hqs.json and hqs.png.
+
+The prompt says what edited images show; it may be a template, `"a photo of a {species} with white {coat}"`
+(`data/prompts.py`). Images are portraits or a folder (`--data=FOLDER`). `--rule` is threshold:XI, top:K, argmax,
+random:K or all. A run reads the result with `--config.timesteps.path=DIR/hqs.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from sdd_jax.command import run_command
+from sdd_jax.config import defaults_of
+from sdd_jax.data import portraits
+from sdd_jax.data.folder import ImageFolder
+from sdd_jax.data.pipeline import Source
+from sdd_jax.data.prompts import FOLDER_FIELDS, PORTRAIT_FIELDS, check_template
+from sdd_jax.data.records import PortraitSource
+from sdd_jax.jobs.editing import frozen_of
+from sdd_jax.jobs.hqs import DEFAULT_RULE, run_search, write_search
+from sdd_jax.jobs.hqs_plot import plot_search
+from sdd_jax.models.bundle import load
+from sdd_jax.objectives.hqs import HQSOptions
+from sdd_jax.objectives.selection import parse_rule
+
+_log = logging.getLogger("sdd_jax")
+_HELP = {
+    "temperature": "divides the gradient before the softmax",
+    "guidance": "guidance scale; 1 is off",
+    "first": "first timestep",
+    "last": "last timestep",
+    "stride": "between timesteps",
+    "images": "number of images",
+    "draws": "noises per image",
+    "seed": "of the noise and of which images",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    return run_command(_search, argv)
+
+
+def _search(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m sdd_jax.search", description=__doc__)
+    parser.add_argument("--model", required=True, help='"portraits", a directory, or a hub id')
+    parser.add_argument("--revision", help="of a hub id")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--data", default="portraits", help='"portraits" or a folder of images')
+    parser.add_argument("--size", type=int, help="side of a folder's images; default: the model's")
+    parser.add_argument("--rule", default=DEFAULT_RULE)
+    parser.add_argument("--batch", type=int, default=16, help="images at a time")
+    parser.add_argument("--form", default="jacobian", choices=("jacobian", "sds"), help="of the gradient")
+    parser.add_argument("--space", default="pixel", choices=("pixel", "latent"), help="of the gradient")
+    parser.add_argument("--absolute", action="store_true", help="score mean |d| over channels, not d")
+    parser.add_argument("--standardize", action="store_true", help="divide the gradient by its deviation")
+    defaults = defaults_of(HQSOptions)
+    for name, text in _HELP.items():
+        parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help=text)
+    parser.add_argument("--out", required=True, type=Path)
+    flags = parser.parse_args(argv)
+    options = HQSOptions(
+        jacobian=flags.form == "jacobian",
+        pixels=flags.space == "pixel",
+        absolute=flags.absolute,
+        standardize=flags.standardize,
+        **{name: getattr(flags, name) for name in _HELP},
+    )
+    parse_rule(flags.rule)
+    if flags.batch < 1:
+        raise ValueError(f"--batch={flags.batch}: give at least one image")
+    check_template(flags.prompt, PORTRAIT_FIELDS if flags.data == "portraits" else FOLDER_FIELDS)
+
+    bundle, params = load(flags.model, flags.revision, jnp.dtype(flags.dtype))
+    source = _source(flags.data, flags.size or bundle.sample_size * bundle.downsampling)
+    began = time.monotonic()
+    search, maps = run_search(bundle, frozen_of(bundle, params), source, flags.prompt, options, flags.rule, flags.batch)
+    _log.info("%.0f s, %d F per image", time.monotonic() - began, options.evaluations * len(search.t))
+    write_search(flags.out / "hqs.json", search)
+    plot_search(flags.out / "hqs.png", search, maps)
+    scores = ", ".join(f"{t}: {score:.3f}" for t, score in zip(search.t, search.hqs, strict=True))
+    _log.info("HQS %s", scores)
+    _log.info("selected by %s: %s", search.rule, ", ".join(map(str, search.selected)))
+    _log.info("wrote %s and %s", flags.out / "hqs.json", flags.out / "hqs.png")
+
+
+def _source(data: str, size: int) -> Source:
+    if data == "portraits":
+        return PortraitSource("train", len(portraits.split_indices("train")), cached=False)
+    return ImageFolder(data, size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
