@@ -59,7 +59,7 @@ def load(
     """Loads a model in diffusers format.
 
     Args:
-      name: "portraits", a directory, or a hub id.
+      name: "portraits", a directory, a hub id, or a model without weights (`models.described`).
       revision: of a hub id.
       dtype: compute dtype, float32 or bfloat16.
       param_dtype: the dtype parameters are stored in; `dtype` unless given (float32 for training in bfloat16).
@@ -70,6 +70,10 @@ def load(
       FileNotFoundError, ValueError: one line, naming the file (and config field) that is missing, damaged, a pickle,
         not supported, or does not fit its config.
     """
+    if str(name).startswith(("shapes:", "random:")):
+        from sdd_jax.models.described import load_described  # which builds on this module
+
+        return load_described(str(name), dtype, param_dtype=param_dtype, remat=remat)
     root, source = hub.resolve(name, revision)
     index = hub.read_json(root / "model_index.json")
     configs: dict[str, Mapping[str, Any]] = {"model_index": index}

@@ -98,8 +98,8 @@ def test_convolution_forward_and_gradients_cost_the_same(stride):
 
 
 @functools.cache
-def network():
-    bundle = make_bundle(CONFIGS, lambda texts: np.zeros((len(texts), TOKENS), np.int32))
+def network(remat="none"):
+    bundle = make_bundle(CONFIGS, lambda texts: np.zeros((len(texts), TOKENS), np.int32), remat=remat)
     shapes = expected_shapes(CONFIGS)
     return bundle, {"teacher": {"unet": shapes["unet"]}}
 
@@ -124,9 +124,9 @@ def parts():
 
 
 @functools.cache
-def step_cost(train_unet, accumulate=1):
-    bundle, frozen = network()
-    adapter = make_adapter(AdapterConfig(embedding_channels=(16, 32, 64)), bundle)
+def step_cost(train_unet, accumulate=1, remat="none"):
+    bundle, frozen = network(remat)
+    adapter = make_adapter(AdapterConfig(embedding_channels=(16, 32, 64)), bundle, remat=remat)
     method = CCD(model=bundle, adapter=adapter, train_unet=train_unet)
     optimizer = optax.adamw(1e-4)
     init = functools.partial(create_state, objective=method, optimizer=optimizer, with_ema=True)
@@ -150,6 +150,14 @@ def test_ccd_costs_no_more_than_three_forwards_on_a_frozen_unet():
     cost = step_cost(train_unet=False)
     assert cost == pytest.approx(2 * forward + (forward - encoder) + 4 * adapter, rel=0.05)
     assert cost < 3 * forward + 4 * adapter
+
+
+@pytest.mark.parametrize(("remat", "least", "most"), [("dots", 0.0, 1e-6), ("block", 0.6, 1.0)])
+def test_remat_repeats_the_online_forward_alone(remat, least, most):
+    """Not the target's: what is not differentiated recomputes nothing. "dots" keeps every product and convolution."""
+    forward, _, adapter = parts()
+    extra = step_cost(train_unet=True, remat=remat) - step_cost(train_unet=True)
+    assert least * (forward + adapter) <= extra <= most * (forward + adapter)
 
 
 def test_accumulation_costs_nothing():
