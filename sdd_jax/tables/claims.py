@@ -4,7 +4,9 @@
 | --- | --- |
 | `order(metric, a, (b, c), d, better="lower")` | a beats b and c, and both beat d |
 | `close(metric, a, b, margin=2)` | a and b differ by no more than the margin |
+| `not_worse(metric, a, b, better=...)` | a beats b or lies within the seeds' spread of it |
 | `beyond(metric, a, bound, better="higher")` | a is at least as good as the bound |
+| `closes(metric, a, worst, best, share=0.8)` | of the gap from worst to best, a closes that share or more |
 | `gap(metric, (a, b), (c, d), better=...)` | a's lead over b exceeds c's lead over d |
 | `monotone(metrics, a, better=...)` | along the list of metrics a only gets better |
 | `every(check, ...)` | all of them hold |
@@ -63,6 +65,38 @@ def close(metric: str, row: str, to: str, *, margin: float, against: str = "") -
         )
 
     return Check(tuple(dict.fromkeys((row, to))), decide)
+
+
+def not_worse(metric: str, row: str, other: str, *, better: str) -> Check:
+    """The row's mean is better than the other's, or worse by no more than the seeds' spread."""
+    sign = _sign(better)
+
+    def decide(measured: Measured) -> Verdict:
+        one, two = read(measured, row, metric), read(measured, other, metric)
+        spread = math.hypot(one.spread, two.spread)
+        shown = f"{metric} ({better} is better): {row} {one}, {other} {two}, seeds' spread {spread:.2g}"
+        return Verdict(sign * (one.mean - two.mean) >= -spread, shown)
+
+    return Check((row, other), decide)
+
+
+def closes(metric: str, row: str, worst: str, best: str, *, share: float, at_most: bool = False) -> Check:
+    """Of the gap from `worst` to `best` the row closes at least `share`; with `at_most`, no more than it.
+
+    Where `best` does not beat `worst` there is no gap, and the claim does not hold.
+    """
+
+    def decide(measured: Measured) -> Verdict:
+        found, low, high = (read(measured, name, metric) for name in (row, worst, best))
+        gap, spread = high.mean - low.mean, math.hypot(high.spread, low.spread)
+        shown = f"{metric}: {worst} {low}, {best} {high}, {row} {found}"
+        if abs(gap) <= spread:
+            return Verdict(False, f"{shown}; there is no gap to close (seeds' spread {spread:.2g})")
+        part = (found.mean - low.mean) / gap
+        holds = part <= share if at_most else part >= share
+        return Verdict(holds, f"{shown}; closes {part:.0%} of the gap, asked: {'<=' if at_most else '>='} {share:.0%}")
+
+    return Check((row, worst, best), decide)
 
 
 def beyond(metric: str, row: str, bound: float, *, better: str) -> Check:

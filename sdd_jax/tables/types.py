@@ -16,8 +16,10 @@ measured along an axis (numbers of sampling steps, guidance scales) is returned 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -46,7 +48,7 @@ class Training:
         """The command line that runs it, without `python -m sdd_jax.main --config=`, workdir and seed."""
         words = [self.config, *(f"--config.{override}" for override in self.overrides)]
         words += [f"--config.{key}=[{training}]" for key, training in self.needs.items()]
-        return " ".join([*words, *([f"(revision {self.revision})"] if self.revision > 1 else [])])
+        return " ".join(words)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,12 +88,16 @@ class Row:
         return (None,) if self.training is None else self.seeds
 
     @property
+    def slug(self) -> str:
+        """The name as a command line takes it: "CCD, 4 steps" is ccd-4-steps."""
+        return re.sub(r"[^a-z0-9.+]+", "-", self.name.lower()).strip("-")
+
+    @property
     def config(self) -> str:
         """What the row is made with, as one string: the training's command line and the evaluation's options."""
         options = " ".join(f"{name}={value}" for name, value in self.options.items())
         parts = [str(self.training)] if self.training else []
-        parts += [f"evaluation {options}".strip()] if options else []
-        return "; ".join([*parts, *([f"(revision {self.revision})"] if self.revision > 1 else [])])
+        return "; ".join([*parts, *([f"evaluation {options}"] if options else [])])
 
 
 class Stat(NamedTuple):
@@ -181,9 +187,9 @@ class Table:
     note: str = ""
 
     def __post_init__(self) -> None:
-        names = [row.name for row in self.rows]
-        for name in names:
-            if names.count(name) > 1:
+        names, slugs = [row.name for row in self.rows], [row.slug for row in self.rows]
+        for name, slug in zip(names, slugs, strict=True):
+            if slugs.count(slug) > 1:
                 raise ValueError(f"table {self.name!r} has two rows {name!r}")
         used = [(f"claim {claim.text!r}", claim.check.rows) for claim in self.claims]
         used += [(f"plot {plot.name!r}", plot.rows) for plot in self.plots]
@@ -192,12 +198,15 @@ class Table:
             if unknown:
                 raise ValueError(f"table {self.name!r}: {user} needs the row {unknown[0]!r}, which is not there")
 
-    def row(self, name: str) -> Row:
-        """The row of that name; ValueError for any other."""
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise ValueError(f"--rows={name}: {self.name} has no such row; rows: {'; '.join(r.name for r in self.rows)}")
+    def select(self, patterns: Sequence[str]) -> tuple[Row, ...]:
+        """The rows whose slug matches one of the patterns (`ccd-*`), all for none; ValueError for one without match."""
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(row.slug, pattern) for row in self.rows):
+                known = ", ".join(row.slug for row in self.rows)
+                raise ValueError(f"--rows={pattern}: {self.name} has no such row; rows: {known}")
+        return tuple(
+            row for row in self.rows if not patterns or any(fnmatch.fnmatchcase(row.slug, p) for p in patterns)
+        )
 
 
 def stat(values: Mapping[tuple[int | None, int], float]) -> Stat:

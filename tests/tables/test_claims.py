@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sdd_jax.tables.claims import beyond, close, every, gap, judge, monotone, order
+from sdd_jax.tables.claims import beyond, close, closes, every, gap, judge, monotone, not_worse, order
 from sdd_jax.tables.types import Claim, Row, Stat, Table, stat
 
 
@@ -41,6 +41,14 @@ def test_spread_is_between_trainings():
         (close("m", "a", "b", margin=0.2), False),
         (beyond("m", "c", 3.0, better="higher"), True),
         (beyond("m", "c", 2.9, better="lower"), False),
+        (not_worse("m", "d", "a", better="lower"), True),  # within the spread
+        (not_worse("m", "a", "b", better="lower"), True),
+        (not_worse("m", "b", "a", better="lower"), False),
+        (closes("m", "b", "c", "a", share=0.5), True),
+        (closes("m", "b", "c", "a", share=0.6), False),
+        (closes("m", "b", "a", "c", share=0.6, at_most=True), True),
+        (closes("m", "d", "c", "a", share=0.6, at_most=True), False),
+        (closes("m", "b", "a", "d", share=-9.0), False),  # no gap
         (gap("m", ("a", "c"), ("a", "b"), better="lower"), True),
         (gap("m", ("a", "b"), ("b", "c"), better="lower"), False),
         (every(close("m", "a", "d", margin=1), order("m", "a", "b", better="lower")), True),
@@ -56,6 +64,7 @@ def test_checks(check, holds):
 def test_the_evidence_carries_the_figures():
     verdict = decide(order("m", "a", "b", better="lower"))
     assert verdict.evidence == "m (lower is better): a 1 ± 0.1 beats b 2 ± 0.1"
+    assert "closes 50% of the gap, asked: >= 50%" in decide(closes("m", "b", "c", "a", share=0.5)).evidence
     assert "does not beat d 1.1 ± 0.1, within the seeds' spread 0.14" in decide(order("m", "a", "d", better="lower"))[1]
 
 
