@@ -17,7 +17,8 @@ def plot_search(path: Path, search: Search, maps: np.ndarray) -> None:
     """Writes the picture as a PNG, atomically. maps: mean |d| at each timestep, f32[m,s,s]."""
     figure = Figure(figsize=(10, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 1.15))
+    above = figure.add_gridspec(2, 1, height_ratios=(3, 1.15))
+    top, bottom = (figure.add_subfigure(above[i]) for i in (0, 1))
     axes = top.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     t, hqs = np.asarray(search.t), np.asarray(search.hqs)
     chosen = np.isin(t, search.selected)
@@ -36,8 +37,8 @@ def plot_search(path: Path, search: Search, maps: np.ndarray) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     shown = np.unique(np.linspace(0, len(t) - 1, min(THUMBNAILS, len(t))).round().astype(int))
-    pictures = np.atleast_1d(bottom.subplots(1, len(shown)))
-    for axis, i in zip(pictures, shown, strict=True):
+    pictures = bottom.subplots(1, len(shown), squeeze=False)
+    for axis, i in zip(pictures[0], shown, strict=True):
         axis.imshow(maps[i], cmap="magma", vmax=np.quantile(maps[i], 0.995))
         axis.set_title(f"t = {t[i]}", fontsize=8, color="tab:red" if chosen[i] else "black")
         axis.set_axis_off()

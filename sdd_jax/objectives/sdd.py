@@ -1,0 +1,115 @@
+"""SDD: selective diffusion distillation of an image manipulator (Wang et al., ICCV 2023, sec. 4.1 and 4.3).
+
+A feed-forward manipulator f_phi learns one edit from a frozen text-to-image teacher, at the timesteps S whose gradient
+is worth having (`hqs`). With z' the latents of the manipulated image, t drawn from S, z'_t = alpha_t z' + sigma_t eps,
+
+    g    = sigma_t^2 (eps_hat^w(z'_t, t, prompt) - eps)          a constant: the teacher's Jacobian is skipped      (5)
+    L    = sds_weight <z', g> / (h w) + l2_weight mean (code' - code)^2 + identity_weight (1 - cos(R(x'), R(x)))    (7)
+
+so that the gradient that reaches z' is g per latent pixel, and from there whatever lies between z' and phi: nothing for
+a manipulator of latents, the encoder (and a generator) for one of images. sigma_t^2 is the paper's w(t) = 1 -
+alphas_cumprod[t]. `top_k` keeps the k largest |g| of each sample. S = all timesteps is plain SDS. Gradients of phi are
+clipped by the optimiser (`config.optimizer.clip_norm`).
+
+The released code feeds g to the backward pass of a batch's sum, which here is sds_weight = h w b (4096 b at 512 px)
+beside its weights for the other two (10 and 1); guidance 100; top_k 1024; and its identity loss compares an image with
+itself.
+
+Cost per sample: 2F for g (1F unguided), no backward pass through the teacher, and of the manipulator forward and
+backward: 3F for the translator, so 5F. Reencoding and the identity loss add passes through the autoencoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.diffusion.schedule import Schedule
+from sdd_jax.diffusion.score import eps_denoiser, keep_top_k, sds_gradient, surrogate
+from sdd_jax.objectives.identity import Identity, identity_loss
+from sdd_jax.objectives.inputs import added_conditions, text_of
+from sdd_jax.objectives.manipulators import Manipulator
+from sdd_jax.types import Batch, Frozen, Metrics, ModelBundle, Params, Phase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SDD:
+    """The method's choices.
+
+    Fields: the teacher's bundle, the manipulator; `timesteps` S and the `probabilities` of drawing each (None:
+    uniform); `guidance` w, 1 is off; `top_k` (None: all of g); the weights of (7); `identity`, R, which a weight above
+    0 needs.
+    """
+
+    model: ModelBundle
+    manipulator: Manipulator
+    timesteps: tuple[int, ...]
+    probabilities: tuple[float, ...] | None = None
+    guidance: float = 100.0
+    top_k: int | None = None
+    sds_weight: float = 1.0
+    l2_weight: float = 1.0
+    identity_weight: float = 0.0
+    identity: Identity | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.model.alphas_cumprod)
+        if not self.timesteps or not all(0 <= t < count for t in self.timesteps):
+            raise ValueError(f"timesteps={self.timesteps}: give at least one, each in 0..{count - 1}")
+        if self.probabilities is not None and len(self.probabilities) != len(self.timesteps):
+            raise ValueError(f"{len(self.probabilities)} probabilities for {len(self.timesteps)} timesteps")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} keeps nothing: give at least 1, or None for all")
+        if self.identity_weight and self.identity is None:
+            raise ValueError(
+                f"identity_weight={self.identity_weight} has no network to recognise with: set config.identity.kind"
+            )
+
+    def init(self, rng: jax.Array, frozen: Frozen) -> Params:
+        """Returns the manipulator's parameters."""
+        return self.manipulator.init(rng, frozen)
+
+    def loss(
+        self, params: Params, frozen: Frozen, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns (7), whose value means nothing but whose gradient does, and sizes: of g, of the edit, of the loss."""
+        code_rng, time_rng, noise_rng = jax.random.split(rng, 3)
+        code = self.manipulator.source(frozen, batch, code_rng)
+        edited = self.manipulator.apply(params, frozen, code)
+        z = self.manipulator.latents(frozen, edited)
+        g = self.gradient(frozen, batch, z, self.draw_times(time_rng, z.shape[0]), noise_rng)
+        l2 = jnp.mean((edited - code) ** 2)
+        loss = self.sds_weight * jnp.mean(surrogate(z, g)) + self.l2_weight * l2
+        metrics = {"gradient": jnp.sqrt(jnp.mean(g**2)), "l2": l2}
+        if self.identity_weight and self.identity is not None:
+            pair = (self.manipulator.image(frozen, edited), self.manipulator.image(frozen, code))
+            metrics["identity"] = jnp.mean(identity_loss(self.identity, frozen, *pair))
+            loss = loss + self.identity_weight * metrics["identity"]
+        return loss, metrics
+
+    def gradient(self, frozen: Frozen, batch: Batch, z: jax.Array, t: jax.Array, rng: jax.Array) -> jax.Array:
+        """g f32[b,h,w,c] at latents z [b,h,w,c] and t int32[b], with noise drawn from `rng` (5)."""
+        context, added_cond = text_of(self.model, frozen, batch)
+        eps_hat = eps_denoiser(
+            functools.partial(self.model.denoise, frozen["teacher"]["unet"]),
+            self.model.prediction,
+            frozen["null_context"],
+            added_conditions(self.model, frozen.get("null_pooled")),
+        )
+        w = None if self.guidance == 1.0 else self.guidance
+        eps, level = jax.random.normal(rng, z.shape), Schedule(self.model.alphas_cumprod).at(t)
+        g = level.sigma**2 * sds_gradient(eps_hat, z, eps, t, level, context, w, added_cond=added_cond)
+        return g if self.top_k is None else keep_top_k(g, self.top_k)
+
+    def draw_times(self, rng: jax.Array, batch_size: int) -> jax.Array:
+        """Draws t int32[b] from S, one for each sample."""
+        p = None if self.probabilities is None else jnp.asarray(self.probabilities, jnp.float32)
+        return jax.random.choice(rng, jnp.asarray(self.timesteps, jnp.int32), (batch_size,), p=p)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """One update of the manipulator."""
+        return (Phase(self.loss),)
