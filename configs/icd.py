@@ -1,0 +1,108 @@
+"""iCD: invertible few-step models for text-guided editing. Stage 1 distils guidance, stage 2 the jumps.
+
+    python -m sdd_jax.main --config=configs/icd.py:stage1 --workdir=runs/icd_stage1
+    python -m sdd_jax.main --config=configs/icd.py:stage2 --workdir=runs/icd --config.teacher.workdir=runs/icd_stage1
+    python -m sdd_jax.evaluate --workdir=runs/icd
+    python -m sdd_jax.edit --method=icd --workdir=runs/icd --image=in.png --source="..." --target="..." --out=out.png
+
+| variant | what | hardware |
+| --- | --- | --- |
+| stage1 (and none) | guidance distillation of the embedded teacher, w in {1, 2, 3, 4, 6}, all weights | two CPU cores |
+| stage2 | reverse and forward model in 4 jumps, tau .8, full weights; set config.teacher.workdir | two CPU cores |
+| lora | LoRA of rank 64, alpha 8, in place of full weights (stage 1: with the projection of w) | |
+| reverse, forward | one of the two models alone; forward takes the other one from config.partner.workdir | |
+| sd15, sd21, sdxl | Stable Diffusion at its own size on captioned images: set config.data.path; LoRA | accelerators |
+| debug | any of them, shrunk to seconds | |
+
+Stage 2's other configurations of jumps: `--config.objective.boundaries=4_tau0.7`, `3_tau0.7`, `2`, or the times where the
+reverse model's jumps start, `259,519,779,999`. `--config.objective.alternating=true`: an optimiser update a loss, as the
+released code, in place of one of their sum.
+
+Published: SD1.5 w in {1, 8, 12, 16, 20}, batch 512, SDXL ten scales up to 20, batch 128; 6000 iterations at 8e-6, 36 h
+and 68 h on 8 A100. Variants combine with commas: `configs/icd.py:stage2,sd15`.
+"""
+
+import ml_collections
+
+MODELS = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "stabilityai/stable-diffusion-2-1-base",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+SCALES = {
+    "sd15": (1.0, 8.0, 12.0, 16.0, 20.0),
+    "sd21": (1.0, 8.0, 12.0, 16.0, 20.0),
+    "sdxl": (1.0, 4.0, 6.0, 8.0, 10.0, 12.0, 13.0, 16.0, 18.0, 20.0),
+}
+STAGE2_ONLY = ("reverse", "forward")
+VARIANTS = ("stage1", "stage2", "lora", *STAGE2_ONLY, *MODELS, "debug")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration with the variants named in `arg`, separated by commas."""
+    names = [name for name in arg.split(",") if name]
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise ValueError(f"configs/icd.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+    of_stage2 = [name for name in names if name in STAGE2_ONLY]
+    if "stage1" in names and ("stage2" in names or of_stage2):
+        raise ValueError(f"configs/icd.py: {', '.join(names)} names both stages; run them one after the other")
+    model = next((name for name in MODELS if name in names), "")
+    is_second = "stage2" in names or bool(of_stage2)
+    config = ml_collections.ConfigDict()
+    config.dtype = "float32"
+    config.seed = 0
+    config.update(steps=2000, batch_size=32, ema=0.995, log_every=50, checkpoint_every=250, preview_every=500)
+    config.optimizer = ml_collections.ConfigDict(
+        {"name": "adamw", "learning_rate": 2e-4, "warmup_steps": 50, "weight_decay": 0.0, "clip_norm": 1.0}
+    )
+    config.data = ml_collections.ConfigDict({"source": "portraits", "split": "train", "count": 24_000})
+    config.objective = ml_collections.ConfigDict({"scales": SCALES.get(model, (1.0, 2.0, 3.0, 4.0, 6.0))})
+    if "lora" in names or model:
+        config.objective.lora = ml_collections.ConfigDict({"rank": 64, "alpha": 8.0})
+    else:
+        config.objective.lora = None
+    (_second if is_second else _first)(config, names, model)
+    if model:
+        _stable_diffusion(config, model)
+    if "debug" in names:
+        config.update(steps=4, batch_size=4, log_every=1, checkpoint_every=2, preview_every=4)
+        if "count" in config.data and config.data.source == "portraits":
+            config.data.count = 64
+    return config
+
+
+def _first(config: ml_collections.ConfigDict, names: list[str], model: str) -> None:
+    config.task = "guidance_distill"
+    config.model = MODELS.get(model, "portraits")
+    config.revision = ml_collections.config_dict.placeholder(str)
+    config.objective.interval = False
+
+
+def _second(config: ml_collections.ConfigDict, names: list[str], model: str) -> None:
+    config.task = "icd"
+    config.teacher = ml_collections.ConfigDict(
+        {"workdir": "", "model": "", "revision": ml_collections.config_dict.placeholder(str)}
+    )
+    config.partner = ml_collections.ConfigDict({"workdir": ""})
+    of_one = {"reverse", "forward"} & set(names)
+    config.objective.update(
+        boundaries="4_tau0.8",
+        alternating=False,
+        grid_steps=50,
+        reverse_weight=float("forward" not in names),
+        forward_weight=float("reverse" not in names),
+        forward_preservation=0.0 if "reverse" in names else 1.5,
+        reverse_preservation=0.0 if of_one else 1.5,
+    )
+
+
+def _stable_diffusion(config: ml_collections.ConfigDict, model: str) -> None:
+    config.dtype = "bfloat16"
+    is_xl = model == "sdxl"
+    config.update(steps=6000, batch_size=128 if is_xl else 512, log_every=50, checkpoint_every=500, preview_every=0)
+    config.ema = None
+    config.optimizer.update(learning_rate=8e-6, warmup_steps=0)
+    config.data = ml_collections.ConfigDict(
+        {"source": "folder", "path": "", "size": 1024 if is_xl else 512, "captions": "random", "caption_dropout": 0.0}
+    )
