@@ -32,14 +32,16 @@ LossFn = Callable[[Params, Frozen, Batch, jax.Array, jax.Array], tuple[jax.Array
 class Residuals(NamedTuple):
     """What an image adapter adds to a UNet's encoder features.
 
-    down: one array per skip connection, in the order the encoder makes them (conv_in first).
+    down: one array per skip connection, in the order the encoder makes them (conv_in first); () for none.
     mid: the array for the middle block's output.
-    mix: None adds (`h + r`, ControlNet, T2I-Adapter); a scalar mu mixes (`(1 - mu) h + mu r`, CCD eq. 10).
+    mix: None adds (`h + r`, ControlNet); a scalar mu mixes (`(1 - mu) h + mu r`, CCD eq. 10).
+    inner: one array per encoder level, added inside it, so that it flows on (T2I-Adapter); () for none.
     """
 
     down: tuple[jax.Array, ...]
     mid: jax.Array | None
     mix: jax.Array | None = None
+    inner: tuple[jax.Array, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

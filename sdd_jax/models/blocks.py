@@ -47,9 +47,7 @@ class ResnetBlock2D(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, temb: jax.Array | None = None, edit: AttentionEdit | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, temb: jax.Array | None = None, edit: AttentionEdit | None = None) -> jax.Array:
         h = nn.silu(GroupNorm(self.num_groups, self.eps, dtype=self.dtype, name="norm1")(x))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         if temb is not None:
@@ -97,7 +95,8 @@ class DownBlock2D(nn.Module):
     """One encoder level: per layer a residual block and, where `depths` has transformers, a transformer; then halving.
 
     depths: transformer blocks per layer (CrossAttnDownBlock2D), or None for no attention (DownBlock2D).
-    Returns the level's output and one skip feature per layer, plus the downsampled one.
+    Returns the level's output and one skip feature per layer, plus the downsampled one. `inner` is added where
+    T2I-Adapters are trained to be: before the halving with attention, after it without.
     """
 
     features: int
@@ -114,7 +113,12 @@ class DownBlock2D(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, temb: jax.Array, context: jax.Array, edit: AttentionEdit | None = None
+        self,
+        x: jax.Array,
+        temb: jax.Array,
+        context: jax.Array,
+        edit: AttentionEdit | None = None,
+        inner: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         skips: tuple[jax.Array, ...] = ()
         for i in range(self.num_layers):
@@ -130,11 +134,23 @@ class DownBlock2D(nn.Module):
                     name=f"attentions_{i}",
                 )
                 x = call_layer(self.remat, transformer, x, context, edit=edit)
+                if inner is not None and i == self.num_layers - 1:
+                    x = add_inside(x, inner)
             skips += (x,)
         if self.add_downsample:
             x = Downsample2D(self.features, self.downsample_padding, dtype=self.dtype, name="downsamplers_0")(x)
             skips += (x,)
+        if inner is not None and self.depths is None:
+            x = add_inside(x, inner)
+            skips = (*skips[:-1], x)
         return x, skips
+
+
+def add_inside(x: jax.Array, inner: jax.Array) -> jax.Array:
+    """x + inner in x's dtype; ValueError for different shapes."""
+    if x.shape != inner.shape:
+        raise ValueError(f"an adapter's feature has shape {inner.shape}; this level of the UNet has {x.shape}")
+    return (x + inner).astype(x.dtype)
 
 
 class MidBlock2D(nn.Module):

@@ -8,7 +8,8 @@ Shapes: z `[b,h,w,c]` latents of any size (an odd one upsamples to its skip's si
 prediction is float32 `[b,h,w,c']` in whatever space the weights were trained (eps, v or x0).
 
 An adapter's `Residuals` enter where ControlNet's do, at the skips and the middle's output, added (`h + r`) or mixed
-(`(1 - mu) h + mu r`, CCD eq. 10, whose second encoder is `encode` under its own copy of the parameters).
+(`(1 - mu) h + mu r`, CCD eq. 10, whose second encoder is `encode` under its own copy of the parameters). `inner` ones
+enter inside the encoder, one a level, and flow on from there (T2I-Adapter).
 
 Sources: Rombach et al. 2022; Podell et al. 2023 (SDXL); Luo et al. 2023 (timestep_cond); Mei et al. 2024 (CCD).
 """
@@ -99,9 +100,18 @@ class UNetEncoder(nn.Module):
         return temb + self.add_embedding(added)
 
     def encode_features(
-        self, z: jax.Array, temb: jax.Array, context: jax.Array, edit: AttentionEdit, hint: jax.Array | None = None
+        self,
+        z: jax.Array,
+        temb: jax.Array,
+        context: jax.Array,
+        edit: AttentionEdit,
+        hint: jax.Array | None = None,
+        inner: tuple[jax.Array, ...] = (),
     ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """Skips and middle output; `hint` `[b,h,w,channels[0]]` is added after the input convolution."""
+        """Skips and middle output; `hint` `[b,h,w,channels[0]]` is added after the input convolution.
+
+        inner: as in `Residuals`. Raises ValueError for channels, widths or numbers that do not fit the config.
+        """
         c = self.config
         if z.shape[-1] != c.in_channels:
             raise ValueError(f"latents have {z.shape[-1]} channels; the config's in_channels is {c.in_channels}")
@@ -109,13 +119,15 @@ class UNetEncoder(nn.Module):
             raise ValueError(
                 f"context has width {context.shape[-1]}; the config's cross_attention_dim is {c.cross_attention_dim[0]}"
             )
+        if inner and len(inner) != len(self.down_blocks):
+            raise ValueError(f"the adapter has {len(inner)} inner features, the UNet {len(self.down_blocks)} levels")
         context = context.astype(self.dtype)
         x = self.conv_in(2 * z - 1 if c.center_input_sample else z)
         if hint is not None:
             x = x + hint
         skips: tuple[jax.Array, ...] = (x,)
-        for block in self.down_blocks:
-            x, made = block(x, temb, context, edit)
+        for block, feature in zip(self.down_blocks, inner or (None,) * len(self.down_blocks), strict=True):
+            x, made = block(x, temb, context, edit, feature)
             skips += made
         if c.has_mid:
             x = self.mid_block(x, temb, context, edit)
@@ -164,7 +176,8 @@ class UNet2DConditionModel(UNetEncoder):
         """
         edit = as_edit(attention_edit)
         temb = self.embed_time(t, timestep_cond, added_cond)
-        skips, x = self.encode_features(z, temb, context, edit)
+        inner = () if residuals is None else residuals.inner
+        skips, x = self.encode_features(z, temb, context, edit, inner=inner)
         if residuals is not None:
             skips, x = apply_residuals(skips, x, residuals)
         context = context.astype(self.dtype)
@@ -196,17 +209,18 @@ def apply_residuals(
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Adds or mixes an adapter's `residuals` into the encoder's skips and middle output, keeping their dtype.
 
-    Raises ValueError where the numbers of skips differ.
+    Raises ValueError where the numbers of skips differ (no residual at all is allowed).
     """
-    if len(residuals.down) != len(skips):
+    if residuals.down and len(residuals.down) != len(skips):
         raise ValueError(f"the adapter has {len(residuals.down)} skip residuals, the UNet {len(skips)} skips")
 
     def combine(h: jax.Array, r: jax.Array) -> jax.Array:
         mixed = h + r if residuals.mix is None else (1 - residuals.mix) * h + residuals.mix * r
         return mixed.astype(h.dtype)
 
-    combined = tuple(combine(h, r) for h, r in zip(skips, residuals.down, strict=True))
-    return combined, mid if residuals.mid is None else combine(mid, residuals.mid)
+    if residuals.down:
+        skips = tuple(combine(h, r) for h, r in zip(skips, residuals.down, strict=True))
+    return skips, mid if residuals.mid is None else combine(mid, residuals.mid)
 
 
 def check_remat(remat: str) -> str:
