@@ -19,7 +19,8 @@ SHAPE = (6, 4, 4, 2)
 def linear(params, z, t, context, *, added_cond=None, residuals=None):
     """a z + b t / 1000 + residual + mean(context): whatever a network reads enters its output."""
     time = t[:, None, None, None] / 1000
-    return params["a"] * z + params["b"] * time + residuals.down[0] + context.mean((1, 2))[:, None, None, None]
+    hint = 0.0 if residuals is None else residuals.down[0]
+    return params["a"] * z + params["b"] * time + hint + context.mean((1, 2))[:, None, None, None]
 
 
 def oracle(kind):
@@ -256,3 +257,200 @@ def test_adapter_only_runs_on_the_teacher_in_both_evaluations(batch):
         condition = float(params["adapter"]["gain"]) * np.asarray(batch["condition"])
         want = float(unet["a"]) * z + float(unet["b"]) * t[:, None, None, None] / 1000 + condition + context
         np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-4)
+
+
+def papers_loss(monkeypatch, said, **options):
+    """The loss at the paper's numbers; `said` maps a network's parameters to its answers at timesteps 0 and 1."""
+
+    def denoise(params, z, t, context, *, added_cond=None, residuals=None):
+        return jnp.asarray(said[round(float(params["a"]), 3)])[t][:, None, None, :]
+
+    network = Recorder(denoise)
+    model = make_model(network, "eps", np.asarray([0.9216, 0.64], np.float32))
+    method = CCD(model=model, adapter=Hint(), grid_steps=2, **options)
+    batch = {
+        "image": jnp.asarray([1.0, -2.0]).reshape(1, 1, 1, 2),
+        "condition": jnp.zeros((1, 1, 1, 2)),
+        "context": jnp.zeros((1, 1, 1)),
+    }
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray([0.5, 1.0]).reshape(shape))
+    loss, metrics = method.loss(PARAMS, frozen(), batch, jax.random.key(1), jnp.asarray(0))
+    return network.calls, metrics
+
+
+X_HAT = [1.1 / 3, 1.4]  # the eps prediction at t whose x_hat is [1.1, -2.3]
+EXACT = [0.5, 1.0]  # the one whose x_hat is the data
+ONLINE, EMA, TEACHER = 0.3, 0.2, 9.0
+
+
+@pytest.mark.parametrize(
+    ("predictor", "ode_model", "z_s"),
+    [
+        ("prev", "online", [1.196, -1.928]),
+        ("ddim", "online", [1.158667, -1.816]),
+        ("prev", "target", [1.1, -1.64]),
+        ("ddim", "target", [1.1, -1.64]),
+        ("prev", "pretrained", [1.196, -1.928]),
+        ("ddim", "pretrained", [1.158667, -1.816]),
+    ],
+)
+def test_predictors_and_ode_models_give_the_papers_z_s(monkeypatch, predictor, ode_model, z_s):
+    """Whose estimate is asked says X_HAT; all others are exact, or something else that must not be read."""
+    zero = [0.0, 0.0]
+    said = {ONLINE: [zero, EXACT], EMA: [zero, zero], TEACHER: [zero, zero]}
+    asked = {"online": ONLINE, "target": EMA, "pretrained": TEACHER}[ode_model]
+    said[asked] = [zero, EXACT if ode_model == "target" else X_HAT]
+    calls, _ = papers_loss(monkeypatch, said, predictor=predictor, ode_model=ode_model)
+    found = [round(float(call[0]["a"]), 3) for call in calls]
+    assert found == [ONLINE, *([] if asked == ONLINE else [asked]), EMA]
+    assert [call[2].tolist() for call in calls[:-1]] == [[1]] * (len(calls) - 1) and calls[-1][2] == [0]
+    np.testing.assert_allclose(calls[-1][1].ravel(), z_s, rtol=1e-5)
+
+
+def test_distances_by_hand(monkeypatch):
+    """eps: [1.1/3, 1.4] against [.1, -.2] at s; x at s: z_s = [1.196, -1.928] less .28 eps, over .96."""
+    said = {ONLINE: [[0, 0], X_HAT], EMA: [[0.1, -0.2], [0, 0]], TEACHER: [[0, 0], [0, 0]]}
+    difference = np.array([1.1 / 3 - 0.1, 1.6])
+    _, plain = papers_loss(monkeypatch, said)
+    np.testing.assert_allclose(plain["consistency"], np.mean(difference**2), rtol=1e-5)
+    _, huber = papers_loss(monkeypatch, said, eps_distance="pseudo_huber")
+    np.testing.assert_allclose(huber["consistency"], np.mean(np.sqrt(difference**2 + 1e-6) - 1e-3), rtol=1e-5)
+    _, in_x = papers_loss(monkeypatch, said, eps_space="x")
+    x_s = (np.array([1.196, -1.928]) - 0.28 * np.array([0.1, -0.2])) / 0.96
+    np.testing.assert_allclose(in_x["consistency"], np.mean((x_s - [1.1, -2.3]) ** 2), rtol=1e-5)
+    _, none = papers_loss(monkeypatch, said, x_space="none")
+    assert none["reconstruction"] == 0 and none["consistency"] == plain["consistency"]
+
+
+def evaluate(batch, network=linear, **options):
+    """(loss, metrics) at fixed keys; fields of the model that are options too go to it."""
+    fields = {name: options.pop(name) for name in ("decode", "encode") if name in options}
+    model = dataclasses.replace(make_model(network), **fields)
+    method = CCD(model=model, adapter=Hint(), **options)
+    return method.loss(PARAMS, frozen(), batch, jax.random.key(1), jnp.asarray(0))
+
+
+def test_under_ddim_noise_consistency_is_snr_weighted_data_consistency(batch):
+    """eps_t - eps_s = -(alpha_s / sigma_s) (x_t - x_s), so the two losses differ by SNR(s)."""
+    network = Recorder(linear)
+    _, in_eps = evaluate(batch, network, predictor="ddim")
+    _, in_x = evaluate(batch, predictor="ddim", eps_space="x")
+    alpha, sigma = levels(network.calls[-1][2])
+    np.testing.assert_allclose(in_eps["consistency"], in_x["consistency"] * (alpha / sigma)[0] ** 2, rtol=1e-3)
+    _, prev = evaluate(batch, eps_space="x")
+    assert abs(prev["consistency"] / in_x["consistency"] - 1) > 1e-3, "under prev they are different losses"
+
+
+def test_spaces_of_the_reconstruction(batch):
+    """With D(z) = 3 z + 1 and E(y) = y / 2: pixels count 9 times, re-encoding compares x with (3 x_hat + 1) / 2."""
+    network = Recorder(linear)
+    _, latent = evaluate(batch, network)
+    parts = {"decode": lambda vae, z: 3 * z + 1, "encode": lambda vae, y, rng=None: y if rng is not None else y / 2}
+    _, pixel = evaluate(batch, x_space="pixel", **parts)
+    np.testing.assert_allclose(pixel["reconstruction"], 9 * latent["reconstruction"], rtol=1e-4)
+    _, reencoded = evaluate(batch, x_space="reencoded", **parts)
+    _, z_t, t, out = network.calls[0]
+    alpha, sigma = levels(t)
+    x_hat = (z_t - sigma * out) / alpha
+    want = np.mean((np.asarray(batch["image"]) - (3 * x_hat + 1) / 2) ** 2)
+    np.testing.assert_allclose(reencoded["reconstruction"], want, rtol=1e-3)
+    seen = {}
+
+    def perceptual(params, a, b):
+        seen.update(params=params, a=a)
+        return jnp.abs(a - b).mean((1, 2, 3))
+
+    model = dataclasses.replace(make_model(), **parts)
+    method = CCD(model=model, adapter=Hint(), x_space="lpips", perceptual=perceptual)
+    readable = {**frozen(), "lpips": "weights"}
+    _, found = method.loss(PARAMS, readable, batch, jax.random.key(1), jnp.asarray(0))
+    assert seen["params"] == "weights"
+    np.testing.assert_allclose(seen["a"], 3 * batch["image"] + 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        found["reconstruction"], 3 * np.abs(np.asarray(batch["image"]) - x_hat).mean(), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("options", [{"ode_model": "target"}, {"ode_model": "pretrained", "predictor": "ddim"}])
+def test_other_ode_models_are_not_differentiated(batch, options):
+    """Only the online network's evaluation carries a gradient."""
+    rng, step = jax.random.key(1), jnp.asarray(0)
+    method = CCD(model=make_model(), adapter=Hint(), **options)
+
+    def loss(params, others):
+        return method.loss(params, {**frozen(), **others}, batch, rng, step)[0]
+
+    grads, others = jax.grad(loss, argnums=(0, 1))(PARAMS, {name: FROZEN[name] for name in ("target", "teacher")})
+    assert all(float(jnp.abs(leaf)) > 0 for leaf in jax.tree.leaves(grads))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(others))
+
+
+def test_guidance_combines_both_predictions_with_one_w(batch):
+    """Every prediction is uncond + w (cond - uncond), so the loss is that of the network guided by hand."""
+    null = jnp.full((1, 3, 5), -0.7)
+    rng, step = jax.random.key(1), jnp.asarray(0)
+    network = Recorder(linear)
+    method = CCD(model=make_model(network), adapter=Hint(), guidance=(3.0, 3.0))
+    readable = {**frozen(), "null_context": null}
+    loss, _ = method.loss(PARAMS, readable, batch, rng, step)
+    assert [len(call[1]) for call in network.calls] == [2 * SHAPE[0]] * 2, "one forward of 2B samples each"
+
+    def by_hand(params, z, t, context, **rest):
+        cond = linear(params, z, t, context, **rest)
+        uncond = linear(params, z, t, jnp.broadcast_to(null, context.shape), **rest)
+        return uncond + 3.0 * (cond - uncond)
+
+    split = jax.random.split
+    patched = lambda key, num=2: split(key, 4)[:3] if num == 3 else split(key, num)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.random, "split", patched)
+        want, _ = CCD(model=make_model(by_hand), adapter=Hint()).loss(PARAMS, frozen(), batch, rng, step)
+    np.testing.assert_allclose(loss, want, rtol=1e-4)
+    scales = dataclasses.replace(method, guidance=(1.0, 5.0)).draw_scales(jax.random.key(0), 4000)
+    assert 1 <= scales.min() and scales.max() <= 5 and abs(float(scales.mean()) - 3) < 0.1
+
+
+def test_boundary_scalings_tie_the_lowest_times_to_the_data():
+    """f(z, 0) = z whatever the network says; from t = 16 on they change nothing."""
+    z = jax.random.normal(jax.random.key(0), SHAPE)
+    hint, text = jnp.zeros(SHAPE), (jnp.zeros((SHAPE[0], 3, 5)), None)
+    t = jnp.asarray([0, 0, 16, 19, 500, 999])
+    tied = CCD(model=make_model(), adapter=Hint(), boundary_scaling=True)
+    free = CCD(model=make_model(), adapter=Hint())
+    assert (tied.prediction, free.prediction) == ("x0", "eps")
+    found = tied.predict(PARAMS, FROZEN, hint, z, t, text)
+    out = free.predict(PARAMS, FROZEN, hint, z, t, text)
+    alpha, sigma = levels(np.asarray(t))
+    np.testing.assert_allclose(found[:2], z[:2], atol=1e-6)
+    np.testing.assert_allclose(found[2:], ((z - sigma * out) / alpha)[2:], rtol=1e-4, atol=1e-4)
+
+
+def test_random_initialisation_reaches_the_unet_and_the_adapters_copy():
+    class Copy(Hint):
+        def init(self, rng, unet):
+            return {"copy": unet["a"]}
+
+    fresh = {"a": jnp.asarray(7.0), "b": jnp.asarray(8.0)}
+    method = CCD(model=make_model(), adapter=Copy(), init_unet=lambda rng: fresh)
+    params = method.init(jax.random.key(0), FROZEN)
+    assert params["unet"] == fresh and params["adapter"]["copy"] == 7
+    with pytest.raises(ValueError, match="would keep a random UNet"):
+        dataclasses.replace(method, train_unet=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"predictor": "euler"}, "predictor='euler' is not known; use prev, ddim"),
+        ({"ode_model": "ema"}, "ode_model='ema' is not known; use online, target, pretrained"),
+        ({"x_space": "rgb"}, "x_space='rgb' is not known; use latent, pixel, reencoded, lpips, none"),
+        ({"eps_distance": "l1"}, "eps_distance='l1' is not known"),
+        ({"eps_space": "v"}, "eps_space='v' is not known; use eps, x"),
+        ({"guidance": (5.0, 1.0)}, "guidance=.5.0, 1.0. is no interval"),
+        ({"x_space": "lpips"}, "needs weights: set config.lpips.backbone and config.lpips.linear"),
+    ],
+)
+def test_unknown_choices_are_named(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        CCD(model=make_model(), adapter=Hint(), **options)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,136 @@
+"""Conditions of portraits and of files: what they hold, where they come from, and that rows repeat."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdd_jax.data import conditions, portraits
+from sdd_jax.data.conditions import FilePairs, composite, masked_image, random_mask, read_depth
+from sdd_jax.data.records import PortraitSource, to_float
+from sdd_jax.images import to_uint8
+
+
+def tokenize(texts):
+    return np.stack([np.frombuffer(text.encode().ljust(120)[:120], np.uint8) for text in texts])
+
+
+def words(row):
+    return bytes(row["input_ids"]).decode().strip()
+
+
+@pytest.fixture(scope="module")
+def record():
+    return PortraitSource("heldout", 3, cached=False)[2]
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_depth_is_the_renderers_wherever_it_comes_from(record, array_cache):
+    rendered = portraits.render(portraits.portrait(record["index"])).depth
+    found = conditions.portrait_depth()(record, rng()).condition
+    assert found.shape == (64, 64, 3) and found.dtype == np.float32
+    np.testing.assert_allclose((found[..., 1] + 1) / 2, rendered, atol=1 / 255)
+    maps = conditions.rendered_depth("heldout", 3)
+    np.testing.assert_array_equal(conditions.portrait_depth(maps)(record, rng()).condition, found)
+
+
+def test_edges_are_those_of_the_picture(record):
+    found = conditions.canny()(record, rng()).condition
+    np.testing.assert_array_equal(found[..., 0] > 0, portraits.edges(record["image"]) > 0)
+    assert set(np.unique(found)) == {-1.0, 1.0} and found.shape == (64, 64, 3)
+    assert (conditions.canny((200.0, 400.0))(record, rng()).condition > 0).sum() < (found > 0).sum()
+
+
+def test_masks_hide_a_fair_share_and_vary():
+    masks = [random_mask((48, 64), rng(seed)) for seed in range(200)]
+    shares = np.array([mask.mean() for mask in masks])
+    assert masks[0].shape == (48, 64) and masks[0].dtype == bool
+    assert shares.min() >= 0.1 and shares.max() <= 0.6 and shares.std() > 0.1
+    assert 10 < sum(share == 0.5 for share in shares) < 60, "halves too"
+    np.testing.assert_array_equal(masks[5], random_mask((48, 64), rng(5)))
+
+
+def test_an_inpainting_condition_hides_and_gives_back_exactly(record):
+    mask = random_mask((64, 64), rng())
+    made = masked_image(record["image"], mask)
+    assert made.shape == (64, 64, 4) and made.dtype == np.float32
+    np.testing.assert_array_equal(made[..., 3] > 0, mask)
+    assert not made[mask][:, :3].any()
+    np.testing.assert_array_equal(to_uint8(made[..., :3])[~mask], record["image"][~mask])
+    painted = np.full((1, 64, 64, 3), 0.3, np.float32)
+    found = to_uint8(composite(painted, made[None]))[0]
+    np.testing.assert_array_equal(found[~mask], record["image"][~mask])
+    assert (found[mask] == to_uint8(np.float32(0.3))).all()
+
+
+def test_an_edit_ends_in_the_portrait_and_says_so(record):
+    portrait = portraits.portrait(record["index"])
+    seen = set()
+    for seed in range(60):
+        edit = conditions.draw_edit(record["index"], rng(seed))
+        assert edit.old != edit.new == getattr(portrait.attributes, edit.attribute)
+        assert getattr(edit.source.attributes, edit.attribute) == edit.old
+        assert portraits.counterfactual(edit.source, edit.attribute, edit.new) == portrait
+        seen.add(edit.attribute)
+        if edit.attribute == "species":
+            assert edit.old in edit.instruction and edit.new in edit.instruction
+    assert seen == set(portraits.VOCABULARY)
+    made = conditions.portrait_edit(record, rng(4))
+    edit = conditions.draw_edit(record["index"], rng(4))
+    assert made.prompt == edit.instruction
+    np.testing.assert_array_equal(made.condition, to_float(portraits.image(edit.source)))
+
+
+def test_rows_carry_what_training_reads_and_repeat(record):
+    moments = rng().normal(size=(3, 4, 4, 2)).astype(np.float16)
+    caption = conditions.portrait_caption("full")
+    plain = conditions.conditioned_rows(tokenize, conditions.canny(), caption)(record, rng())
+    assert set(plain) == {"condition", "input_ids", "image"}
+    assert words(plain) == portraits.caption(portraits.portrait(record["index"]).attributes)[:120]
+    encoded = conditions.conditioned_rows(tokenize, conditions.no_condition, caption, moments)(record, rng())
+    assert set(encoded) == {"input_ids", "moments"} and encoded["moments"].dtype == np.float32
+    np.testing.assert_array_equal(encoded["moments"], moments[2].astype(np.float32))
+    told = conditions.conditioned_rows(tokenize, conditions.portrait_edit, caption)
+    one, two = told(record, rng(1)), told(record, rng(1))
+    assert words(one) == conditions.draw_edit(record["index"], rng(1)).instruction
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float", "rgb"])
+def test_depth_maps_of_any_depth_fill_their_own_range(tmp_path, kind):
+    ramp = np.linspace(0, 1, 40)[None].repeat(20, 0)
+    made = {
+        "uint8": lambda: Image.fromarray((50 + 100 * ramp).astype(np.uint8)),
+        "uint16": lambda: Image.fromarray((1000 + 60000 * ramp).astype(np.uint16)),
+        "float": lambda: Image.fromarray((3.5 * ramp).astype(np.float32)),
+        "rgb": lambda: Image.fromarray((200 * ramp[..., None].repeat(3, -1)).astype(np.uint8)),
+    }[kind]()
+    path = tmp_path / f"d.{'tif' if kind == 'float' else 'png'}"
+    made.save(path)
+    found = read_depth(path, 20)
+    assert found.shape == (20, 20) and found.min() == -1 and found.max() == 1
+    np.testing.assert_allclose(found[7], np.linspace(-1, 1, 20), atol=0.03)
+    Image.new("L", (8, 8), 9).save(tmp_path / "flat.png")
+    assert not read_depth(tmp_path / "flat.png", 8).any()
+
+
+def test_pairs_of_files_are_found_by_name(tmp_path):
+    images, depths = tmp_path / "images", tmp_path / "depths"
+    for folder in (images / "a", depths / "a"):
+        folder.mkdir(parents=True)
+    Image.new("RGB", (16, 16), (10, 20, 30)).save(images / "a" / "x.jpg")
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(depths / "a" / "x.png")
+    pairs = FilePairs(root=str(images), partners=str(depths), size=16)
+    record = {"name": str(images / "a" / "x.jpg")}
+    assert pairs.depth(record, rng()).condition[0, 0, 0] == -1 and pairs.depth(record, rng()).prompt is None
+    assert pairs.edit(record, rng()).condition.shape == (16, 16, 3)
+    with pytest.raises(FileNotFoundError, match=r"y.png: no such file .* the condition of"):
+        pairs.depth({"name": str(images / "a" / "y.jpg")}, rng())
+    with pytest.raises(FileNotFoundError, match="set config.condition.path to the conditions"):
+        FilePairs(root=str(images), partners=str(tmp_path / "none"), size=16)
+    (depths / "a" / "x.png").write_text("nothing")
+    with pytest.raises(ValueError, match="x.png is not a readable depth map"):
+        pairs.depth(record, rng())
