@@ -10,6 +10,7 @@
 | stage1 (and none) | guidance distillation of the embedded teacher, w in {1, 2, 3, 4, 6}, all weights | two CPU cores |
 | stage2 | reverse and forward model in 4 jumps, tau .8, full weights; set config.teacher.workdir | two CPU cores |
 | lora | LoRA of rank 64, alpha 8, in place of full weights (stage 1: with the projection of w) | |
+| full | full weights with sd15, sd21 or sdxl | |
 | reverse, forward | one of the two models alone; forward takes the other one from config.partner.workdir | |
 | sd15, sd21, sdxl | Stable Diffusion at its own size on captioned images: set config.data.path; LoRA | accelerators |
 | debug | any of them, shrunk to seconds | |
@@ -35,7 +36,7 @@ SCALES = {
     "sdxl": (1.0, 4.0, 6.0, 8.0, 10.0, 12.0, 13.0, 16.0, 18.0, 20.0),
 }
 STAGE2_ONLY = ("reverse", "forward")
-VARIANTS = ("stage1", "stage2", "lora", *STAGE2_ONLY, *MODELS, "debug")
+VARIANTS = ("stage1", "stage2", "lora", "full", *STAGE2_ONLY, *MODELS, "debug")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -58,7 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     config.data = ml_collections.ConfigDict({"source": "portraits", "split": "train", "count": 24_000})
     config.objective = ml_collections.ConfigDict({"scales": SCALES.get(model, (1.0, 2.0, 3.0, 4.0, 6.0))})
-    if "lora" in names or model:
+    if "lora" in names or (model and "full" not in names):
         config.objective.lora = ml_collections.ConfigDict({"rank": 64, "alpha": 8.0})
     else:
         config.objective.lora = None
