@@ -82,11 +82,14 @@ def _override(config: ConfigDict, override: str, path: str) -> None:
 
 
 def _parse(text: str, current: Any, where: str) -> Any:
-    """Parses a command-line value as the type the key holds; `none` unsets; a key that holds None takes any literal."""
-    if text.lower() == "none":
-        return None
+    """Parses a command-line value as the type the key holds; a key that holds None takes any literal.
+
+    `none` unsets a key, but is a word like any other where the key holds text.
+    """
     if isinstance(current, str):
         return text
+    if text.lower() == "none":
+        return None
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError):

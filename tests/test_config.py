@@ -64,6 +64,7 @@ def test_variants_and_defaults_merge(path):
         ("size=(4, 5)", "size", (4, 5)),
         ("ema=0.95", "ema", 0.95),
         ("rate=none", "rate", None),
+        ("name=none", "name", "none"),
     ],
 )
 def test_overrides_take_the_type_of_the_key(path, override, key, value):
