@@ -9,6 +9,7 @@
 | long | the same for an hour, sharper | two CPU cores, 1 h |
 | adapter | the ControlNet alone on a frozen UNet (sec. 4.4) | |
 | mu | the mu-mixing adapter of eq. 10 | |
+| t2i | a T2I-Adapter; with `adapter`, alone on a frozen UNet | |
 | sd15, sd21 | Stable Diffusion 1.5, 2.1 at 512 px on a folder: set config.data.path | one accelerator or more |
 | debug | any of them, shrunk to seconds | |
 
@@ -17,7 +18,7 @@ Variants combine with commas: `configs/ccd_sr.py:sd15,adapter`.
 
 import ml_collections
 
-VARIANTS = ("long", "adapter", "mu", "sd15", "sd21", "debug")
+VARIANTS = ("long", "adapter", "mu", "t2i", "sd15", "sd21", "debug")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -31,6 +32,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model = "portraits"
     config.revision = ml_collections.config_dict.placeholder(str)
     config.dtype = "float32"
+    config.init = "teacher"
     config.seed = 0
     config.steps = 400
     config.batch_size = 16
@@ -42,6 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         {"name": "adamw", "learning_rate": 5e-4, "warmup_steps": 20, "weight_decay": 1e-2, "clip_norm": 1.0}
     )
     config.adapter = ml_collections.ConfigDict({"kind": "controlnet", "embedding_channels": (16, 32, 64)})
+    config.condition = ml_collections.ConfigDict({"task": "superres"})
     config.data = ml_collections.ConfigDict(
         {
             "source": "portraits",
@@ -53,7 +56,23 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "captions": "random",
         }
     )
-    config.objective = ml_collections.ConfigDict({"train_unet": True, "grid_steps": 50, "shared_time": True})
+    config.objective = ml_collections.ConfigDict(
+        {
+            "train_unet": True,
+            "grid_steps": 50,
+            "shared_time": True,
+            "predictor": "prev",
+            "ode_model": "online",
+            "x_space": "latent",
+            "eps_distance": "l2",
+            "eps_space": "eps",
+            "eps_weight": 1.0,
+            "x_weight": 1.0,
+            "boundary_scaling": False,
+            "guidance": (),
+        }
+    )
+    config.lpips = ml_collections.ConfigDict({"network": "vgg", "backbone": "", "linear": ""})
     if "long" in names:
         config.update(steps=2400, ema=0.995, checkpoint_every=300, preview_every=600)
         config.data.count = 24_000
@@ -63,6 +82,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.objective.train_unet = False
     if "mu" in names:
         config.adapter.kind = "mu"
+    if "t2i" in names:
+        config.adapter.kind = "t2i"
     if "debug" in names:
         config.update(steps=4, batch_size=4, log_every=1, checkpoint_every=2, preview_every=4)
         config.data.count = 64

@@ -1,13 +1,24 @@
 """`python -m sdd_jax.sample --workdir=DIR --control=img.png --steps=4 --out=img.png`: few-step generation from a run.
 
-The control is a degraded picture of any size; it is brought to the run's size (bicubic, centre crop) before it is
-restored. `--prompt` says what the picture shows, `--samples` draws several restorations side by side. The output is one
-PNG: the restorations alone, or with `--beside` the control first.
+What the control is depends on the run's condition, and is brought to the run's size (or `--size`), centre cropped:
+
+| condition | --control | --prompt |
+| --- | --- | --- |
+| superres | the degraded picture, of any size | what the picture shows; may be empty |
+| depth | a depth map, nearer is brighter | what to draw |
+| canny | a picture, whose edges are computed | what to draw |
+| edit | the picture to edit | the instruction |
+| inpaint | the picture, and --mask: white where to fill in | what the whole shows |
+| none | nothing | what to draw |
+
+`--samples` draws several side by side; `--beside` puts the control first. Several runs that trained adapters alone on
+one teacher work together: give `--workdir` and `--control` once for each, and `--weight` for other weights than 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 import time
@@ -18,12 +29,19 @@ import jax
 import numpy as np
 
 from sdd_jax.command import run_command
+from sdd_jax.config import validate
+from sdd_jax.data.conditions import edge_image, masked_image, read_depth, three_channels
 from sdd_jax.data.folder import read_image
 from sdd_jax.data.records import to_float
 from sdd_jax.images import write_grid
-from sdd_jax.jobs.ccd import make_sampler
-from sdd_jax.objectives.ccd import CCD
+from sdd_jax.jobs.ccd_report import condition_of
+from sdd_jax.jobs.conditional import SAMPLERS, condition_images, make_sampler
+from sdd_jax.jobs.conditional_data import ConditionConfig
+from sdd_jax.models.adapters import Composition
+from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.runs import open_run
+from sdd_jax.train import Job
+from sdd_jax.types import Frozen, Params
 
 _log = logging.getLogger("sdd_jax")
 
@@ -35,33 +53,102 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sample(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m sdd_jax.sample", description=__doc__)
-    parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--control", required=True, type=Path, help="the degraded picture")
-    parser.add_argument("--prompt", default="", help="what the picture shows; empty is allowed")
+    parser.add_argument("--workdir", required=True, type=Path, action="append", help="a run; several are composed")
+    parser.add_argument("--control", type=Path, action="append", default=[], help="see above; one for each workdir")
+    parser.add_argument("--mask", type=Path, help="of inpainting: white where to fill in")
+    parser.add_argument("--weight", type=float, action="append", default=[], help="of each run's adapter; default 1")
+    parser.add_argument("--prompt", default="")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance", type=float, help="guidance scale, 1 is off; default: the run's own")
+    parser.add_argument("--solver", default="", choices=["", *SAMPLERS], help="default: the method's own")
+    parser.add_argument("--size", type=int, help="side of the picture; default: the model's")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--beside", action="store_true", help="put the control beside the restorations")
+    parser.add_argument("--beside", action="store_true", help="put the controls beside the samples")
     parser.add_argument("--out", required=True, type=Path)
     flags = parser.parse_args(argv)
     if flags.samples < 1:
         raise ValueError(f"--samples={flags.samples}: ask for at least one")
-    if not flags.control.is_file():
-        raise FileNotFoundError(f"--control={flags.control}: no such image")
-    job, params, step = open_run(flags.workdir)
-    if not isinstance(job.objective, CCD):
-        raise ValueError(f"--workdir={flags.workdir} is a {job.config.task!r} run: sample takes CCD runs")
-    _log.info("%s, step %d", job.name, step)
-    model = job.objective.model
-    control = to_float(read_image(flags.control, model.sample_size * model.downsampling))
-    condition = np.repeat(control[None], flags.samples, 0)
+    for path in (*flags.control, *([flags.mask] if flags.mask else [])):
+        if not path.is_file():
+            raise FileNotFoundError(f"--{'mask' if path == flags.mask else 'control'}={path}: no such image")
+    conditions = [validate(condition_of(path), ConditionConfig, "config.condition") for path in flags.workdir]
+    needed = sum(condition.task != "none" for condition in conditions)
+    if len(flags.control) != needed:
+        raise ValueError(f"{len(flags.control)} --control for {needed} runs with a condition: give one each, in order")
+
+    objective, params, frozen = open_runs(flags.workdir, flags.weight)
+    model = objective.model
+    size = flags.size or model.sample_size * model.downsampling
+    if size % model.downsampling:
+        raise ValueError(f"--size={size}: sides are multiples of {model.downsampling}")
+    controls = iter(flags.control)
+    hints = [
+        None if condition.task == "none" else read_control(next(controls), condition, size, flags.mask)
+        for condition in conditions
+    ]
+    repeated = tuple(None if hint is None else np.repeat(hint[None], flags.samples, 0) for hint in hints)
     ids = model.tokenize([flags.prompt] * flags.samples)
     began = time.monotonic()
-    sampler = make_sampler(job.objective)
-    images = np.asarray(sampler(params, job.frozen, condition, ids, jax.random.key(flags.seed), flags.steps))
+    sampler = make_sampler(objective, flags.solver)
+    hint = repeated if len(repeated) > 1 else repeated[0]
+    key = jax.random.key(flags.seed)
+    images = np.asarray(sampler(params, frozen, hint, ids, key, flags.steps, flags.guidance, size))
     _log.info("%d steps, %d samples: %.1f s with compilation", flags.steps, flags.samples, time.monotonic() - began)
-    write_grid(flags.out, [np.concatenate([control[None], images]) if flags.beside else images])
+    beside = [condition_images(hint[None]) for hint in hints if hint is not None] if flags.beside else []
+    write_grid(flags.out, [np.concatenate([*beside, images])])
     _log.info("wrote %s", flags.out)
+
+
+def open_runs(workdirs: Sequence[Path], weights: Sequence[float]) -> tuple[ConditionalNetwork, Params, Frozen]:
+    """The network, parameters and frozen weights of a run, or of several adapters on one frozen teacher.
+
+    Raises:
+        ValueError: a run of another kind, or several that do not share one frozen teacher.
+    """
+    opened: list[tuple[Job, Params]] = []
+    for workdir in workdirs:
+        job, params, step = open_run(workdir)
+        if not isinstance(job.objective, ConditionalNetwork):
+            raise ValueError(
+                f"--workdir={workdir} is a {job.config.task!r} run: sample takes runs of ccd, finetune, cm and gd"
+            )
+        _log.info("%s, step %d", job.name, step)
+        if len(workdirs) > 1 and "unet" in params:
+            raise ValueError(
+                f"--workdir={workdir} trained its UNet too: only adapters on a frozen teacher are composed"
+            )
+        if opened and job.fingerprint != opened[0][0].fingerprint:
+            raise ValueError(f"--workdir={workdir} and --workdir={workdirs[0]} were trained on different teachers")
+        # the first run's frozen weights serve all
+        opened.append((dataclasses.replace(job, frozen={}) if opened else job, params))
+    first, params = opened[0]
+    network = first.objective
+    assert isinstance(network, ConditionalNetwork)
+    if len(opened) == 1 and not weights:
+        return network, params, first.frozen
+    adapters = tuple(job.objective.adapter for job, _ in opened)  # type: ignore[attr-defined]
+    composition = Composition(adapters=adapters, weights=tuple(weights) or (1.0,) * len(adapters))
+    composed = {**params, "adapter": {str(i): own["adapter"] for i, (_, own) in enumerate(opened)}}
+    return dataclasses.replace(network, adapter=composition), composed, first.frozen
+
+
+def read_control(path: Path, condition: ConditionConfig, size: int, mask: Path | None) -> np.ndarray:
+    """A condition f32[size,size,c] from the file a user gives for it.
+
+    Raises:
+        ValueError: an unreadable image, or inpainting without a mask.
+    """
+    if condition.task == "depth":
+        return three_channels(read_depth(path, size))
+    image = read_image(path, size)
+    if condition.task == "canny":
+        return edge_image(image, (condition.thresholds[0], condition.thresholds[1]))
+    if condition.task == "inpaint":
+        if mask is None:
+            raise ValueError("inpainting needs --mask: a picture that is white where to fill in")
+        return masked_image(image, read_image(mask, size).mean(-1) > 127)
+    return to_float(image)
 
 
 if __name__ == "__main__":

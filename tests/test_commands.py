@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 from sdd_jax import evaluate, export, sample, train
 from sdd_jax import main as entry
 from sdd_jax.evals.restoration import COLUMNS
-from sdd_jax.jobs import ccd as ccd_job
+from sdd_jax.jobs import conditional
 from sdd_jax.runs import open_run
+from sdd_jax.sampling.generate import initial_noise
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ccd_sr.py"
 SMALL = [
@@ -35,8 +36,8 @@ def finished(tiny_world, tmp_path_factory):
     kept = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDD_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "array_cache"))
-        patch.setattr(ccd_job, "PREVIEW", 2)
-        patch.setattr(ccd_job, "PREVIEW_STEPS", (1,))
+        patch.setattr(conditional, "PREVIEW", 2)
+        patch.setattr(conditional, "PREVIEW_STEPS", (1,))
         patch.setattr(entry, "run", lambda job, workdir: kept.append(train.run(job, workdir)))
         arguments = [f"--config={CONFIG}:debug", f"--workdir={workdir}", f"--config.model={tiny_world}", *SMALL]
         assert entry.main(arguments) == 0
@@ -139,6 +140,40 @@ def test_exported_weights_are_pytorchs(finished, opened, tmp_path):
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-4
 
 
+def test_the_exported_run_draws_the_same_image_in_pytorch(finished, opened, tiny_world, tmp_path):
+    """diffusers' ControlNet pipeline on unet/ and controlnet/, from the same latents, with trailing DDIM steps."""
+    job, params, _ = opened
+    assert export.main([f"--workdir={finished[0]}", f"--out={tmp_path}"]) == 0
+    pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+        tiny_world,
+        unet=diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet"),
+        controlnet=diffusers.ControlNetModel.from_pretrained(tmp_path / "controlnet"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    prompts, model = ["a smiling lion", "a cat at night"], job.objective.model
+    condition = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    key = jax.random.key(5)
+    sampler = conditional.make_sampler(job.objective)
+    ours = sampler(params, job.frozen, condition, model.tokenize(prompts), key, 2)
+    noise = np.asarray(initial_noise(key, (2, 16, 16, 4)))
+    theirs = pipe(
+        prompts,
+        image=torch.from_numpy(condition.transpose(0, 3, 1, 2) / 2 + 0.5),
+        latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        output_type="np",
+    ).images
+    found = np.clip(np.asarray(ours) / 2 + 0.5, 0, 1)
+    assert found.std() > 0.01 and np.abs(found - theirs).max() < 2 / 255
+
+
 @pytest.fixture
 def one_line(capsys):
     """Runs a command that must fail for its user: exit status 2 and one line, which is returned."""
@@ -209,8 +244,8 @@ def test_an_adapter_for_another_architecture(one_line, tiny_world, tmp_path):
 
 def test_a_finished_workdir_keeps_its_config(one_line, finished, tiny_world):
     arguments = [f"--config={CONFIG}:debug", f"--workdir={finished[0]}", f"--config.model={tiny_world}", *SMALL]
-    line = one_line(entry, *arguments, "--config.objective.x_weight=2")
-    assert "config.objective has no key 'x_weight'" in line
+    line = one_line(entry, *arguments, "--config.objective.y_weight=2")
+    assert "config.objective has no key 'y_weight'" in line
     assert "belongs to another job: ema" in one_line(entry, *arguments, "--config.ema=0.9")
 
 

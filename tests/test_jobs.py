@@ -16,7 +16,8 @@ from sdd_jax.data import portraits
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.records import PortraitSource, to_float
 from sdd_jax.jobs import first_stage
-from sdd_jax.jobs.ccd import RestorationData, heldout_rows, make_sampler
+from sdd_jax.jobs.ccd import heldout_rows, make_sampler
+from sdd_jax.jobs.conditional_data import ConditionalData, ConditionConfig
 from sdd_jax.jobs.latents import encoded_portraits
 from sdd_jax.jobs.world import read_instruments, tree_hash
 from sdd_jax.models.vae import posterior
@@ -39,7 +40,7 @@ def build(tiny_world, array_cache, tmp_path):
     def call(spec, *overrides, world=tiny_world):
         place = [f"world={world}"] if PRETRAIN.name in str(spec) else [f"model={world}"]
         shrink = ["data.count=4", "batch_size=2", *place]
-        if PRETRAIN.name not in str(spec):
+        if not any(name in str(spec) for name in (PRETRAIN.name, "gd.py", "ccd_t2i")):
             shrink.append("adapter.embedding_channels=(4, 4, 8)")
         return jobs.build(load_config(str(spec), [*shrink, *overrides], defaults_of(EngineConfig)))
 
@@ -70,8 +71,15 @@ def traced_step(job, batch: HostBatch):
         (CCD, [], {"moments", "input_ids", "condition"}),
         (f"{CCD}:adapter", ["data.degradation=real_esrgan"], {"image", "input_ids", "condition"}),
         (f"{CCD}:mu", ["objective.shared_time=false"], {"moments", "input_ids", "condition"}),
+        (CONFIGS / "ccd_depth.py", ["objective.ode_model=pretrained"], {"moments", "input_ids", "condition"}),
+        (f"{CONFIGS / 'ccd_edit.py'}:t2i,adapter", [], {"moments", "input_ids", "condition"}),
+        (CONFIGS / "ccd_inpaint.py", ["objective.x_space=pixel"], {"moments", "input_ids", "condition"}),
+        (f"{CONFIGS / 'ccd_canny.py'}:mu", ["init=random"], {"moments", "input_ids", "condition"}),
+        (CONFIGS / "ccd_t2i.py", ["objective.boundary_scaling=true"], {"moments", "input_ids"}),
+        (f"{CONFIGS / 'finetune.py'}:gd", ["objective.caption_dropout=0.1"], {"moments", "input_ids", "condition"}),
+        (CONFIGS / "gd.py", [], {"moments", "input_ids"}),
     ],
-    ids=["classifier", "regressor", "clip", "vae", "unet", "ccd", "adapter", "mu"],
+    ids=lambda value: Path(str(value)).name if "configs" in str(value) else "",
 )
 def test_a_batch_goes_through_the_training_step(build, spec, overrides, keys):
     job = build(spec, *overrides)
@@ -168,9 +176,42 @@ def test_mu_mixing_has_no_format_to_export(build, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_condition_has_held_out_rows(build):
+    """The same individuals under each, with a condition of its own; edits are not the picture itself."""
+    job = build(CCD)
+    rows = {
+        task: heldout_rows(ConditionalData(), job.objective.model, 2, ConditionConfig(task=task))
+        for task in ("superres", "depth", "edit", "inpaint", "canny", "none")
+    }
+    assert "condition" not in rows.pop("none")
+    for task, batch in rows.items():
+        assert batch["condition"].shape == (2, 64, 64, 4 if task == "inpaint" else 3)
+        np.testing.assert_array_equal(batch["image"], rows["depth"]["image"])
+        assert np.abs(batch["condition"][..., :3] - batch["image"]).mean() > 1e-3
+    assert np.any(rows["edit"]["input_ids"] != rows["depth"]["input_ids"]), "the instruction, not the caption"
+
+
+def test_pairs_of_files_reach_a_batch(build, tmp_path):
+    for name, colour in (("images", (200, 10, 10)), ("before", (10, 200, 10))):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (70, 66), colour).save(tmp_path / name / f"{i}.png")
+            (tmp_path / "images" / f"{i}.txt").write_text("make it red")
+    where = ["data.source=folder", f"data.path={tmp_path / 'images'}"]
+    paired = f"condition.path={tmp_path / 'before'}"
+    with pytest.raises(ValueError, match="edit of images on disk reads pairs of files: set config.data.source=folder"):
+        build(CONFIGS / "ccd_edit.py", *where)
+    job = build(CONFIGS / "ccd_edit.py", *where, paired)
+    batch = next(job.stream(0))
+    assert set(batch) == {"image", "condition", "input_ids"} and job.previews is None
+    np.testing.assert_allclose((batch["image"][0, 5, 5] + 1) * 127.5, [200, 10, 10], atol=1)
+    np.testing.assert_allclose((batch["condition"][0, 5, 5] + 1) * 127.5, [10, 200, 10], atol=1)
+    np.testing.assert_array_equal(batch["input_ids"][0], job.objective.model.tokenize(["make it red"])[0])
+
+
 def test_held_out_rows_are_fixed_and_held_out(build):
     job = build(CCD)
-    data = validate(job.config.data, RestorationData, "config.data")
+    data = validate(job.config.data, ConditionalData, "config.data")
     rows = [heldout_rows(data, job.objective.model, n) for n in (2, 3)]
     assert rows[1]["image"].shape == rows[1]["condition"].shape == (3, 64, 64, 3)
     assert rows[0]["index"].tolist() == list(portraits.split_indices("heldout")[:2])

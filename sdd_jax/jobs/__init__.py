@@ -43,17 +43,29 @@ class ReportFlags:
 
 
 _WORLD = ("world", "data", "objective")
+_MODEL = ("model", "revision", "dtype", "data", "objective")
+_CONDITIONAL = (*_MODEL, "adapter")
+_MANIPULATOR = (*_MODEL, "manipulator", "identity")
+_CCD_REPORT = "sdd_jax.jobs.ccd_report:report"
 TASKS = {
     "classifier": Task("sdd_jax.jobs.towers:classifier", (*_WORLD, "tower")),
     "regressor": Task("sdd_jax.jobs.towers:regressor", (*_WORLD, "tower")),
     "clip": Task("sdd_jax.jobs.clip:clip", (*_WORLD, "tower", "tokenizer", "text_encoder")),
     "vae": Task("sdd_jax.jobs.first_stage:vae", (*_WORLD, "vae")),
     "unet": Task("sdd_jax.jobs.teacher:unet", (*_WORLD, "unet", "scheduler")),
-    "ccd": Task(
-        "sdd_jax.jobs.ccd:ccd",
-        ("model", "revision", "dtype", "adapter", "data", "objective"),
-        "sdd_jax.jobs.ccd_report:report",
+    "ccd": Task("sdd_jax.jobs.ccd:ccd", _CONDITIONAL, _CCD_REPORT, optional=("condition", "init", "lpips")),
+    "finetune": Task("sdd_jax.jobs.ccd_baselines:finetune", _CONDITIONAL, _CCD_REPORT, ("condition", "teacher")),
+    "cm": Task("sdd_jax.jobs.ccd_baselines:cm", ("teacher", "data", "objective"), _CCD_REPORT),
+    "guidance_distill": Task(
+        "sdd_jax.jobs.guidance_distill:guidance_distill", _MODEL, "sdd_jax.jobs.guidance_distill:report"
     ),
+    "icd": Task(
+        "sdd_jax.jobs.icd:icd", ("dtype", "teacher", "partner", "data", "objective"), "sdd_jax.jobs.icd_report:report"
+    ),
+    "gd": Task("sdd_jax.jobs.ccd_baselines:gd", _MODEL, _CCD_REPORT, ("teacher",)),
+    "sdd": Task("sdd_jax.jobs.sdd:sdd", (*_MANIPULATOR, "timesteps", "search"), "sdd_jax.jobs.sdd_report:report"),
+    "clip_guidance": Task("sdd_jax.jobs.sdd:clip_guidance", (*_MANIPULATOR, "clip"), "sdd_jax.jobs.sdd_report:report"),
+    "dds": Task("sdd_jax.jobs.dds:dds", (*_MODEL, "tasks"), "sdd_jax.jobs.dds_report:report"),
 }
 
 
@@ -74,7 +86,7 @@ def build(config: ConfigDict) -> Job:
     missing = [key for key in task.keys if key not in config]
     if missing:
         raise ValueError(f"config.{missing[0]} is missing: the task {name!r} reads it")
-    if config.get("remat", "none") != "none" and not {"model", "unet"} & set(task.keys):
+    if config.get("remat", "none") != "none" and {"tower", "vae"} & set(task.keys):
         raise ValueError(f"config.remat={config.remat!r}: the task {name!r} trains no UNet; leave it at none")
     return _imported(task.builder)(config)
 

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdd_jax.jobs.ccd import AdapterConfig, controlnet_config, make_adapter
+from sdd_jax.jobs.conditional import AdapterConfig, controlnet_config, make_adapter
 from sdd_jax.models.unet import apply_residuals, make_unet
+from sdd_jax.types import Residuals
 
-KINDS = ("controlnet", "mu")
+KINDS = ("controlnet", "mu", "t2i")
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
@@ -66,6 +67,21 @@ def plain(tiny_model, inputs):
     return run(params["unet"], inputs["z"], inputs["t"], inputs["context"])
 
 
+def test_zero_inner_features_change_no_bit(tiny_model, inputs, runs):
+    """One program, with what a fresh T2I-Adapter says and with nothing at all in its place."""
+    bundle, params = tiny_model
+    inner = runs["t2i"][1].inner
+    assert not any(bool(jnp.any(x)) for x in inner)
+    run = jax.jit(
+        lambda inner, z: bundle.denoise(
+            params["unet"], z, inputs["t"], inputs["context"], residuals=Residuals((), None, inner=inner)
+        )
+    )
+    silent, minus = run(inner, inputs["z"]), run(jax.tree.map(lambda x: -0.0 * x, inner), inputs["z"])
+    np.testing.assert_array_equal(silent, minus)
+    assert bool(jnp.any(run(jax.tree.map(jnp.ones_like, inner), inputs["z"]) != silent))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_adapter_changes_no_bit_of_the_encoders_features(runs, plain, kind):
     """The decoder then receives the teacher's features; two compiled programs agree on its output to rounding."""
@@ -76,6 +92,8 @@ def test_a_fresh_adapter_changes_no_bit_of_the_encoders_features(runs, plain, ki
         np.testing.assert_array_equal(found, want)
     assert float(jnp.abs(teacher).max()) > 0.1
     np.testing.assert_allclose(out, teacher, rtol=1e-4, atol=1e-5)
+    if kind == "t2i":
+        return
     ones = residuals._replace(
         down=jax.tree.map(jnp.ones_like, residuals.down), mix=None if residuals.mix is None else jnp.ones(())
     )
@@ -151,5 +169,5 @@ def test_an_embedding_of_another_scale_is_refused_in_one_line(tiny_model):
     with pytest.raises(ValueError, match=r"embedding_channels=\(4, 8\) scales by 2, the latents of .* by 4") as error:
         controlnet_config(AdapterConfig(embedding_channels=(4, 8)), tiny_model[0])
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="kind='lora' is not an adapter; use controlnet or mu"):
+    with pytest.raises(ValueError, match="kind='lora' is not an adapter; use controlnet, mu, t2i, none"):
         AdapterConfig(kind="lora")

@@ -1,0 +1,174 @@
+"""The chains of CCD's baselines, run to run: GD -> GD -> fine-tuning -> CM, on states that are saved, not trained."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdd_jax import evaluate, jobs, sample
+from sdd_jax.config import defaults_of, load_config
+from sdd_jax.jobs import conditional
+from sdd_jax.runs import open_run
+from sdd_jax.train import EngineConfig, engine_config
+from sdd_jax.training.checkpoint import Checkpoints
+from sdd_jax.training.optim import make_optimizer
+from sdd_jax.training.state import create_state
+from sdd_jax.training.workdir import hold_workdir
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def save_run(workdir, spec, *overrides, seed=0):
+    """A workdir as a finished run of one step leaves it, with small random weights; returns them."""
+    config = load_config(f"{CONFIGS}/{spec}", ["steps=1", "ema=0.5", *overrides], defaults_of(EngineConfig))
+    job, engine = jobs.build(config), engine_config(config)
+    optimizer, _ = make_optimizer(engine.optimizer, engine.steps)
+    shapes = jax.eval_shape(
+        lambda key, frozen: create_state(key, job.objective, optimizer, frozen, with_ema=True),
+        jax.random.key(0),
+        job.frozen,
+    )
+    rng = np.random.default_rng(seed)
+    state = jax.tree.map(lambda leaf: jax.numpy.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    with hold_workdir(workdir, config, job.fingerprint):
+        with Checkpoints(workdir, keep=2, config=config, fingerprint=job.fingerprint) as checkpoints:
+            checkpoints.save(1, state.replace(step=jax.numpy.ones((), jax.numpy.int32)))
+            checkpoints.wait()
+    return state.ema
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_world, tmp_path_factory):
+    """{name: (workdir, saved parameters)} of a GD chain, and of two adapter-only fine-tunings and a CM."""
+    root = tmp_path_factory.mktemp("chain")
+    model, small = f"model={tiny_world}", "adapter.embedding_channels=(4, 4, 8)"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conditional, "PREVIEW", 1)
+        saved = {}
+
+        def save(name, spec, *overrides, seed):
+            saved[name] = root / name, save_run(root / name, spec, *overrides, seed=seed)
+
+        save("gd8", "gd.py", model, seed=1)
+        save("gd4", "gd.py:halve", model, f"teacher.workdir={root / 'gd8'}", seed=2)
+        save("gd", "finetune.py:gd,canny", model, small, f"teacher.workdir={root / 'gd4'}", seed=3)
+        save("tuned", "finetune.py:canny,adapter", model, small, seed=4)
+        save("depth", "finetune.py:depth,adapter,t2i", model, seed=5)
+        save("cm", "cm.py:adapter", f"teacher.workdir={root / 'tuned'}", seed=6)
+        yield saved
+
+
+@pytest.fixture(scope="module")
+def opened(chain):
+    """{name: (job, parameters, step)}, read back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conditional, "PREVIEW", 1)
+        return {name: open_run(workdir) for name, (workdir, _) in chain.items()}
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_each_stage_starts_from_the_one_before(chain, opened, tiny_model):
+    same(opened["gd8"][0].frozen["teacher"]["unet"], tiny_model[1]["unet"])
+    same(opened["gd4"][0].frozen["teacher"]["unet"], chain["gd8"][1]["unet"])
+    same(opened["gd"][0].frozen["teacher"]["unet"], chain["gd4"][1]["unet"])
+    assert opened["gd"][0].objective.grid_steps == 4 == opened["gd4"][0].objective.grid_steps
+    phi = opened["cm"][0].frozen["teacher"]
+    same(phi["adapter"], chain["tuned"][1]["adapter"])
+    same(phi["unet"], tiny_model[1]["unet"])
+    job = opened["cm"][0]
+    same(jax.eval_shape(job.objective.init, jax.random.key(0), job.frozen), jax.eval_shape(lambda: opened["cm"][1]))
+    prints = [opened[name][0].fingerprint for name in ("gd8", "gd4", "gd", "tuned", "cm")]
+    assert len({json.dumps(dict(one), sort_keys=True) for one in prints}) == 5 - 1, "gd8 and tuned share the teacher"
+
+
+def test_a_changed_stage_is_noticed(chain, tmp_path):
+    """A run that was trained on another fine-tuned model than its workdir holds now is refused."""
+    workdir = tmp_path / "cm"
+    save_run(workdir, "cm.py:adapter", f"teacher.workdir={chain['tuned'][0]}", seed=6)
+    record = json.loads((workdir / "config.json").read_text())
+    record["config"]["teacher"]["workdir"] = str(chain["gd"][0])
+    (workdir / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="was trained against other weights|belongs to another"):
+        open_run(workdir)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "message"),
+    [
+        ("cm.py", "gd8", "is a 'gd' run: give one of finetune"),
+        ("gd.py", "tuned", "is a 'finetune' run: give one of gd"),
+        ("finetune.py", "cm", "is a 'cm' run: give one of gd"),
+        ("cm.py", "nowhere", "holds no run"),
+    ],
+)
+def test_a_stage_of_the_wrong_kind_is_refused(chain, tmp_path, spec, name, message):
+    workdir = chain[name][0] if name in chain else tmp_path
+    config = load_config(f"{CONFIGS}/{spec}", [f"teacher.workdir={workdir}"], defaults_of(EngineConfig))
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        jobs.build(config)
+    assert "\n" not in str(error.value)
+
+
+def picture(path, value=128):
+    Image.fromarray(np.full((40, 50, 3), value, np.uint8)).save(path)
+    return path
+
+
+def test_sampling_a_consistency_model_and_a_composition(chain, tmp_path, capsys, monkeypatch):
+    """Two adapters on one teacher at another size; a weight of 0 silences one of them."""
+    monkeypatch.setattr(conditional, "PREVIEW", 1)
+    canny, depth = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 30)
+    out = tmp_path / "out.png"
+    runs = [f"--workdir={chain['tuned'][0]}", f"--workdir={chain['depth'][0]}"]
+    controls = [f"--control={canny}", f"--control={depth}"]
+    assert sample.main([*runs, *controls, "--steps=1", "--size=96", "--beside", f"--out={out}"]) == 0
+    with Image.open(out) as image:
+        assert image.height == 96 and image.width >= 3 * 96
+    found = {}
+    for weights in ((1, 1), (1, 0)):
+        given = [f"--weight={weight}" for weight in weights]
+        assert sample.main([*runs, *controls, *given, "--steps=1", f"--out={out}"]) == 0
+        with Image.open(out) as image:
+            found[weights] = np.asarray(image).astype(int)
+    assert sample.main([runs[0], controls[0], "--steps=1", f"--out={out}"]) == 0
+    with Image.open(out) as image:
+        alone = np.asarray(image).astype(int)
+    assert np.abs(found[1, 0] - alone).max() <= 1 < np.abs(found[1, 1] - alone).max()
+
+    assert sample.main([f"--workdir={chain['cm'][0]}", controls[0], "--steps=2", f"--out={out}"]) == 0
+    capsys.readouterr()
+    for arguments, message in (
+        ([*runs, controls[0]], "1 --control for 2 runs with a condition"),
+        ([runs[0], f"--workdir={chain['gd'][0]}", *controls], "trained its UNet too"),
+        ([runs[0], controls[0], "--size=70"], "sides are multiples of 4"),
+        ([runs[0], controls[0], "--steps=2000"], "cannot sample in 2000 steps on a grid of 1000"),
+    ):
+        assert sample.main([*arguments, f"--out={tmp_path / 'none.png'}"]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_reports_measure_what_each_condition_asks(chain, tiny_world, capsys, monkeypatch):
+    monkeypatch.setattr(conditional, "PREVIEW", 1)
+    arguments = ["--samples=2", f"--world={tiny_world}"]
+    workdir = chain["gd"][0]
+    assert evaluate.main([f"--workdir={workdir}", *arguments, "--steps=4"]) == 0
+    rows = json.loads((workdir / "evaluation" / "metrics.json").read_text())["rows"]
+    solvers = ["", ", DPM-Solver", ", DPM-Solver++"]
+    assert list(rows) == ["condition", *(f"fine-tuned, 4 steps{name}" for name in solvers), "autoencoder"]
+    assert rows["fine-tuned, 4 steps, DPM-Solver++"] != rows["fine-tuned, 4 steps"]
+    assert all("edges" in row and np.isfinite(row["psnr"]) for row in rows.values())
+    assert "| psnr | ssim | clip_distance | frechet | attributes | edges |" in capsys.readouterr().out
+    assert (workdir / "evaluation" / "grid.png").is_file()
+
+    workdir = chain["gd4"][0]
+    assert evaluate.main([f"--workdir={workdir}", *arguments, "--guidance=1,2"]) == 0
+    rows = json.loads((workdir / "evaluation" / "metrics.json").read_text())["rows"]
+    assert list(rows) == ["GD, 4 steps, w = 1", "GD, 4 steps, w = 2", "autoencoder"]
