@@ -2,6 +2,9 @@
 
 `python -m sdd_jax.evaluate --model=portraits` instead measures the embedded world against what it has to reach.
 Results are also written to `DIR/evaluation/` (of a run) or to `--out`.
+
+`python -m sdd_jax.evaluate --protocol=generation|inversion|editing|restoration ...` runs a paper's evaluation on its
+published CSV or on folders; it has flags of its own (`--protocol=editing --help`), see docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -25,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> None:
+    if any(argument.split("=")[0] == "--protocol" for argument in argv):
+        from sdd_jax.jobs.protocols import run_protocol
+
+        print(run_protocol(argv))
+        return
     parser = argparse.ArgumentParser(prog="python -m sdd_jax.evaluate", description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path, help="a run")

@@ -1,0 +1,150 @@
+"""Every protocol from the command line on a tiny world: made, measured, interrupted, continued."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdd_jax import evaluate
+from sdd_jax.images import write_png
+from sdd_jax.jobs import protocols
+from sdd_jax.jobs.protocol_makers import Maker
+
+pytestmark = pytest.mark.usefixtures("compile_quickly", "array_cache")
+
+
+def run(*arguments):
+    assert evaluate.main([str(argument) for argument in arguments]) == 0
+
+
+def metrics(out):
+    return json.loads((out / "metrics.json").read_text())
+
+
+def rows(out, name):
+    (file,) = out.glob(f"{name}*.jsonl")
+    return {row["id"]: row for row in map(json.loads, file.read_text().splitlines()[1:])}
+
+
+def test_generation(tiny_world, tmp_path):
+    run("--protocol=generation", f"--model={tiny_world}", f"--world={tiny_world}", "--benchmark=portraits",
+        "--samples=2", "--batch=2", "--steps=1", "--guidance=3", f"--out={tmp_path}")  # fmt: skip
+    report = metrics(tmp_path)
+    assert report["samples"] == 2 and set(report["metrics"]) == {"world_clip_t", "world_frechet"}
+    assert all(np.isfinite(value) for value in report["metrics"].values())
+    scores = rows(tmp_path, "scores")
+    assert np.mean([row["world_clip_t"] for row in scores.values()]) == report["metrics"]["world_clip_t"]
+    images = [np.asarray(Image.open(tmp_path / "images" / f"{i:06d}.png")) for i in range(2)]
+    assert images[0].shape == (64, 64, 3) and np.any(images[0] != images[1])
+    assert [row["evaluations"] for row in rows(tmp_path, "made").values()] == [2.0] * 2
+
+
+def test_editing(tiny_world, tmp_path):
+    run("--protocol=editing", f"--model={tiny_world}", "--benchmark=portraits", "--method=sdedit", "--option",
+        "steps=2", "--samples=3", "--batch=2", f"--out={tmp_path}")  # fmt: skip
+    assert set(metrics(tmp_path)["metrics"]) == {"psnr", "ssim"} and len(rows(tmp_path, "scores")) == 3
+
+
+def stand_in(asked):
+    """A maker whose pictures follow from the samples' places, and from the whole batch, which it writes down."""
+
+    def make(items, numbers):
+        asked.append(list(numbers))
+        levels = np.array(numbers) / 10 + sum(numbers) / 100 - 0.5
+        return np.ones((len(items), 64, 64, 3)) * levels[:, None, None, None], 4.0
+
+    return lambda flags: Maker("stand-in", {"batch": flags.batch}, make)
+
+
+def test_an_interrupted_run_continues_to_the_same_result(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(protocols, "make_maker", stand_in(asked))
+    arguments = ["--protocol=inversion", "--model=x", "--benchmark=portraits", "--method=ddib", "--samples=5",
+                 "--batch=2"]  # fmt: skip
+    run(*arguments, f"--out={tmp_path / 'whole'}")
+    assert asked == [[0, 1], [2, 3], [4, 4]], "the last batch is filled up"
+    out = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (out / "images" / "000003.png").unlink()
+    for name in ("made", "scores"):
+        (file,) = out.glob(f"{name}*.jsonl")
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(lines[:4]) + lines[4][:9])
+    (out / "metrics.json").unlink()
+    asked.clear()
+    run(*arguments, f"--out={out}")
+    assert asked == [[2, 3], [4, 4]], "in the batches that they were in"
+    assert "3 of 5 pictures are there already" in capsys.readouterr().out
+    for name in ("metrics.json", *(f"images/{i:06d}.png" for i in range(5))):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert set(metrics(out)["metrics"]) == {"psnr", "ssim"} and metrics(out)["samples"] == 5
+    assert evaluate.main([*arguments, f"--out={out}", "--seed=1"]) == 2
+    assert "holds results of another run (seed: 0, now 1)" in capsys.readouterr().err
+
+
+def test_results_made_elsewhere_are_measured(tmp_path, capsys):
+    """The degraded portraits themselves as restorations: no model, no weights."""
+    first = ["--protocol=restoration", "--benchmark=portraits", "--samples=4", f"--out={tmp_path}"]
+    home = protocols.write_benchmark(tmp_path / "benchmark", 4)
+    run(*first, f"--results={home / 'degraded'}")
+    assert 10 < metrics(tmp_path)["metrics"]["psnr"] < 35
+    assert "| restoration, 4 samples | psnr | ssim |" in capsys.readouterr().out
+    half = tmp_path / "half"
+    write_png(half / "0.png", np.zeros((64, 64, 3), np.uint8))
+    assert evaluate.main([*first, f"--results={half}"]) == 2
+    assert "has no picture of sample 000001" in capsys.readouterr().err
+
+
+def test_each_sample_can_bring_its_own_blend(tmp_path, monkeypatch):
+    """--blend asks for one sample at a time, with its words; what is made is what was asked."""
+    asked = []
+
+    def fake_edit(method, request):
+        asked.append((request.source, dict(request.options)))
+        return protocol_result(request.image)
+
+    def protocol_result(image):
+        from sdd_jax.jobs.editing import EditResult
+
+        return EditResult(image, 4.0)
+
+    from sdd_jax.jobs import protocol_makers
+
+    class Model:
+        source, content_hash, sample_size, downsampling = "model", "hash", 16, 4
+
+    monkeypatch.setattr(protocol_makers, "edit", fake_edit)
+    monkeypatch.setattr(protocol_makers, "EditRequest", lambda **fields: type("Request", (), fields))
+    monkeypatch.setattr(protocol_makers, "open_model", lambda flags: (Model, {}))
+    run("--protocol=editing", "--model=x", "--benchmark=portraits", "--samples=3", "--batch=2", "--blend",
+        "--method=p2p", f"--out={tmp_path}")  # fmt: skip
+    assert len(asked) == 3 and all(len(source) == 1 for source, _ in asked)
+    assert sum("blend_source" in options for _, options in asked) >= 2
+    assert metrics(tmp_path)["metrics"]["ssim"] == pytest.approx(1.0)
+
+
+def refused(capsys, message, *arguments):
+    assert evaluate.main([str(argument) for argument in arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1, err
+
+
+def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(protocols, "make_maker", lambda flags: Maker("x", {}, lambda *a: pytest.fail("made")))
+    base = ["--model=portraits", f"--out={tmp_path / 'out'}"]
+    editing, generation = ["--protocol=editing", *base], ["--protocol=generation", *base]
+    refused(capsys, "needs --method", *editing, "--benchmark=portraits")
+    refused(capsys, "needs --data, or --benchmark=portraits", *editing, "--method=p2p")
+    refused(capsys, "needs --csv, or --benchmark=portraits", *generation)
+    refused(capsys, "none.csv: no such file", *generation, "--csv=none.csv")
+    refused(capsys, "leave them out", *generation, "--benchmark=portraits", "--csv=x")
+    refused(capsys, "ImageReward needs its weights", *generation, "--benchmark=portraits", "--image-reward=x")
+    refused(capsys, "--lpips=vgg: give alex or vgg", *editing, "--method=p2p", "--lpips=vgg", "--benchmark=portraits")
+    refused(capsys, "nothing to measure with", *generation, "--benchmark=portraits", "--samples=2")
+    (tmp_path / "g.csv").write_text("caption\nx\n")
+    refused(capsys, "the benchmark has 1", *generation, f"--csv={tmp_path / 'g.csv'}", "--samples=2")
+    refused(capsys, "FID needs --reference", *generation, f"--csv={tmp_path / 'g.csv'}", "--inception=x")
+    refused(capsys, "no such weights file", *editing, "--method=p2p", "--benchmark=portraits", "--samples=2",
+            "--lpips=alex,none.pth,none.pth")  # fmt: skip
+    assert not (tmp_path / "out" / "images").exists()
