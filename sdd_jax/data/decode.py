@@ -28,11 +28,12 @@ MAX_PIXELS = 50_000_000
 T = TypeVar("T")
 
 
-def read_picture(data: str | Path | bytes, name: str = "", *, upright: bool = False) -> Image.Image:
+def read_picture(data: str | Path | bytes, name: str = "", *, upright: bool = False, at_least: int = 0) -> Image.Image:
     """Reads one image, a file or its encoded bytes, as RGB.
 
     Args:
         name: what messages call it; the path by default.
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as no side falls below; 0: at its own size.
 
     Raises:
         FileNotFoundError: no such file.
@@ -40,6 +41,8 @@ def read_picture(data: str | Path | bytes, name: str = "", *, upright: bool = Fa
     """
 
     def decode(image: Image.Image) -> Image.Image:
+        if at_least:
+            image.draft(None, (at_least, at_least))
         return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
 
     return _opened(data, name, decode)
@@ -90,4 +93,13 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: as `read_picture`.
     """
-    return square(np.asarray(shorter_side(read_picture(path, upright=True), size)), size)
+    return square(np.asarray(read_scaled(path, size)), size)
+
+
+def read_scaled(data: str | Path | bytes, size: int, name: str = "") -> Image.Image:
+    """Reads one image, upright, its shorter side scaled to `size`; a JPEG of four times that is decoded smaller.
+
+    Decoding at 1/2 to 1/8 leaves at least twice `size`, from which bicubic scaling gives the same picture to within
+    about one grey level, in a fraction of the time. Errors as `read_picture`.
+    """
+    return shorter_side(read_picture(data, name, upright=True, at_least=2 * size), size)

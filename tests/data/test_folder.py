@@ -66,6 +66,18 @@ def test_a_photograph_is_turned_upright(tmp_path):
     assert upright[0].min() == 255 and upright[-1].max() == 0
 
 
+def test_a_large_jpeg_is_decoded_smaller_to_the_same_picture(tmp_path):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    coarse.resize((640, 480), Image.Resampling.BICUBIC).save(tmp_path / "x.jpg", quality=95)
+    for size, side in ((60, 120), (64, 240), (121, 480)):
+        found = decode.read_picture(tmp_path / "x.jpg", at_least=2 * size)
+        assert found.height == side, "no smaller than twice what is asked for"
+        whole = np.asarray(decode.shorter_side(decode.read_picture(tmp_path / "x.jpg"), size), float)
+        scaled = np.asarray(decode.read_scaled(tmp_path / "x.jpg", size), float)
+        assert np.abs(scaled - whole).mean() < 1 and np.abs(scaled - whole).max() < 12
+
+
 def broken(path):
     write(path, (64, 64))
     path.write_bytes(path.read_bytes()[:200])

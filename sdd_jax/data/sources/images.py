@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from sdd_jax.data.decode import picture_size, read_picture, shorter_side, square
+from sdd_jax.data.decode import picture_size, read_scaled, square
 from sdd_jax.data.records import Record, Transform
 from sdd_jax.data.sources.raw import RawRecord, RawSource
 
@@ -151,8 +151,7 @@ class ImageSource:
             self[int(position)]
 
     def _picture(self, record: RawRecord) -> np.ndarray:
-        picture = read_picture(record.image, record.name, upright=True)
-        pixels = np.asarray(shorter_side(picture, self._data.size))
+        pixels = np.asarray(read_scaled(record.image, self._data.size, record.name))
         return pixels if self._data.crop == "random" else square(pixels, self._data.size)
 
     def _note(self, index: int, reason: str) -> None:
