@@ -6,7 +6,18 @@ import importlib
 
 from sdd_jax.tables.types import Table
 
-TABLES: dict[str, str] = {}
+TABLES: dict[str, str] = {
+    "ccd-table1": "sdd_jax.tables.ccd:TABLE1",
+    "ccd-fig3": "sdd_jax.tables.ccd:FIG3",
+    "ccd-fig5": "sdd_jax.tables.ccd:FIG5",
+    "ccd-tasks": "sdd_jax.tables.ccd:OTHER_TASKS",
+    "dds-fig2": "sdd_jax.tables.dds:FIG2",
+    "dds-fig5": "sdd_jax.tables.dds:FIG5",
+    "dds-fig8": "sdd_jax.tables.dds:FIG8",
+    "dds-fig9": "sdd_jax.tables.dds:FIG9",
+    "dds-table2": "sdd_jax.tables.dds:TABLE2",
+    "dds-ablation": "sdd_jax.tables.dds:ABLATION",
+}
 
 
 def find_table(name: str) -> Table:
