@@ -1,11 +1,13 @@
 """Every config file and variant: the engine reads it, a job is made of it, and mistakes are one line."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
 import jax
 import pytest
 
+import sdd_jax
 from sdd_jax import jobs
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.main import main
@@ -36,16 +38,44 @@ def local(tiny_world, tmp_path):
         names = [f"model={tiny_world}", f"world={tiny_world}", "adapter.embedding_channels=(4, 4, 8)"]
         if "path" in config.get("data", {}) and config.data.source == "folder":
             names.append(f"data.path={tmp_path}")
+            if config.get("condition", {}).get("task") in ("depth", "edit"):
+                names.append(f"condition.path={tmp_path}")
+        if config.task == "sdd" and not config.timesteps.given:
+            names += ["timesteps.given=(500,)", "timesteps.rule="]
+        if config.task == "clip_guidance":
+            names.append(f"clip.path={tiny_world}")
+        if config.task == "icd":
+            names.append(f"teacher.model=shapes:{tiny_world}+w")
+            if not config.objective.reverse_weight:  # its other model would come from a partner's run
+                names.append("objective.forward_preservation=0.0")
+        if "embedding_channels" not in config.get("adapter", {}):
+            names = [name for name in names if not name.startswith("adapter.")]
         return [name for name in names if name.split("=")[0].split(".")[0] in config]
 
     return overrides
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Reads a model's weights once for all configs of its kind, and renders one preview."""
+    for job in ("ccd", "ccd_baselines", "sdd"):
+        monkeypatch.setattr(f"sdd_jax.jobs.{job}.load", LOAD)
+    monkeypatch.setattr("sdd_jax.jobs.conditional.PREVIEW", 1)
+
+
+LOAD = functools.lru_cache(maxsize=4)(sdd_jax.load)
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: Path(spec).name)
+@pytest.mark.usefixtures("quick")
 def test_the_engine_and_the_builder_accept_it(spec, local):
     config = load(spec)
     engine = engine_config(config)
     assert engine.steps > 0 and engine.batch_size % engine.accumulate == 0
+    if config.task == "cm":
+        with pytest.raises(ValueError, match="config.teacher.workdir is empty: CM distils a fine-tuned run"):
+            jobs.build(load(spec, *local(config)))
+        return
     job = jobs.build(load(spec, *local(config)))
     assert job.batch_size == config.batch_size and job.name and "  " not in job.name
     assert len(job.objective.phases) == 1 and job.export is not None
@@ -94,6 +124,13 @@ def test_a_mistake_ends_before_anything_is_built(tmp_path, capsys, monkeypatch, 
         (["data.source=folder"], "config.data: source='folder' needs a path"),
         (["data.source=disk"], "config.data: source='disk' is not known; use portraits, folder"),
         (["data.degradation=mild"], "config.data: unknown degradation 'mild'"),
+        (["condition.task=pose"], "config.condition: task='pose' is not a condition; use superres, depth"),
+        (["condition.task=none"], "config.data.degradation='portraits' has no effect on none"),
+        (["condition.task=none", "data.degradation="], "config.adapter.kind='controlnet' with config.condition.task="),
+        (["init=noise"], "config.init='noise' is not known; use teacher, random"),
+        (["init=random", "objective.train_unet=false"], "config.objective: init='random' with train_unet=False"),
+        (["objective.predictor=euler"], "config.objective: predictor='euler' is not known; use prev, ddim"),
+        (["objective.x_space=lpips"], "config.objective: x_space='lpips' needs weights: set config.lpips.backbone"),
         (["adapter.kind=lora"], "config.adapter: kind='lora' is not an adapter"),
         (["task=nonsense"], "config.task='nonsense' is not a task; use classifier"),
         (["task=unet"], "config.adapter is not a key of the task 'unet'"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdd_jax.diffusion.schedule import Schedule
+from sdd_jax.diffusion.timegrid import BOUNDARIES
 from sdd_jax.diffusion.transport import gaussian_eps
 from sdd_jax.jobs.editing import METHODS, EditRequest, edit, frozen_of, side_unit, usual_guidance
 from sdd_jax.jobs.editing_inversion import MasaCtrlInversion, PlugAndPlayInversion
@@ -92,6 +93,35 @@ SHORT = {
     "masactrl": FAST,
     "pnp": FAST,
 }
+STOPS = {"forward": {}, "reverse": {}, "boundaries": BOUNDARIES["4_tau0.8"]}
+
+
+@pytest.mark.parametrize(("method", "evaluations"), [("icd", 12), ("icd-switch", 8)])
+def test_invertible_editing_in_four_jumps(method, evaluations):
+    """A run of iCD, of which both models are the exact eps."""
+    model = make_model(time_cond_proj_dim=512)
+    whole = dataclasses.replace(request(model=model, guidance=1.0), frozen={**FROZEN, **STOPS})
+    jax.effects_barrier()
+    Network.rows = 0
+    result = edit(method, whole)
+    jax.effects_barrier()
+    assert result.evaluations == evaluations == Network.rows / len(IMAGE)
+    assert result.image.mean() < 0.1 < whole.image.mean(), "the picture moves towards the target's mean"
+    back = edit(method, dataclasses.replace(whole, target=whole.source)).image
+    assert abs(back.mean() - IMAGE.mean()) < 0.15
+    other = edit(method, dataclasses.replace(whole, seed=1)).image
+    assert 0 < np.abs(other - result.image).max(), "the first noise is drawn"
+    with pytest.raises(ValueError, match="name it as --workdir"):
+        edit(method, request())
+
+
+def test_two_text_encoders_switch_prompts():
+    model = dataclasses.replace(make_model(time_cond_proj_dim=512), tokenize_2=TOKENIZER)
+    whole = dataclasses.replace(request(model=model, cross=0.5), frozen={**FROZEN, **STOPS})
+    with pytest.raises(ValueError, match="--option.cross is not a field of SwitchedEdit; fields: guidance, tau"):
+        edit("icd", whole)
+
+
 TEACHERS = [name for name, where in METHODS.items() if where.split(":")[0].endswith(("_noise", "_inversion"))]
 
 

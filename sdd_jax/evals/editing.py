@@ -9,8 +9,8 @@
 | clip_distance | lower | 1 - cosine of the CLIP image embeddings of output and counterfactual |
 
 Returning the original scores 0 on success, and all on preservation and psnr_outside; the counterfactual through the
-autoencoder is the most that a latent method can reach. Pictures that change everywhere have no outside, and are left
-out of psnr_outside (nan if all do).
+autoencoder is the most that a latent method can reach. Equal pictures count `CEILING` dB. Pictures that change
+everywhere have no outside, and are left out of psnr_outside (nan if all do).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sdd_jax.evals.frechet import cosine_distance
 from sdd_jax.evals.image_metrics import masked_psnr, psnr
 from sdd_jax.evals.instruments import Instruments
 
+CEILING = 60.0
 COLUMNS = ("success", "preservation", "psnr", "psnr_outside", "clip_distance")
 
 
@@ -49,7 +50,8 @@ def edit_metrics(
     rows = np.arange(len(outputs))
     others = np.ones(labels.shape, bool)
     others[rows, attribute_index] = False
-    outside = np.asarray(masked_psnr(jnp.asarray(outputs), jnp.asarray(originals), jnp.asarray(1.0 - masks)))
+    unchanged = jnp.asarray(1.0 - masks)
+    outside = np.minimum(masked_psnr(jnp.asarray(outputs), jnp.asarray(originals), unchanged), CEILING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         mean_outside = float(np.nanmean(outside))
@@ -57,7 +59,7 @@ def edit_metrics(
     return {
         "success": float(np.mean(read.labels[rows, attribute_index] == target_value)),
         "preservation": float(np.mean((read.labels == labels)[others])),
-        "psnr": float(np.mean(psnr(jnp.asarray(outputs), jnp.asarray(counterfactuals)))),
+        "psnr": float(np.mean(np.minimum(psnr(jnp.asarray(outputs), jnp.asarray(counterfactuals)), CEILING))),
         "psnr_outside": mean_outside,
         "clip_distance": float(np.mean(distance)),
     }

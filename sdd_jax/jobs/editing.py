@@ -30,6 +30,8 @@ from sdd_jax.sampling.editing import GuidedUNet, embedded_guidance
 from sdd_jax.types import Frozen, ModelBundle, Params
 
 METHODS: dict[str, str] = {
+    "icd": "sdd_jax.jobs.editing_icd:icd",
+    "icd-switch": "sdd_jax.jobs.editing_icd:icd_switch",
     "sdedit": "sdd_jax.jobs.editing_noise:sdedit",
     "edit-friendly": "sdd_jax.jobs.editing_noise:edit_friendly",
     "infedit": "sdd_jax.jobs.editing_noise:infedit",
@@ -101,9 +103,11 @@ def frozen_of(model: ModelBundle, params: Params) -> Frozen:
     Without a prompt SDXL reads zeros in place of the empty prompt's states, as its `model_index.json` says.
     """
     text = {name: value for name, value in params.items() if name.startswith("text_encoder")}
-    null_context, null_pooled = _embed(Static(model), text, *_ids(model, ("",)))
+    null_context, null_pooled = model.embed_text(text, *_ids(model, ("",)))
     if null_pooled is not None and model.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True):
-        null_context, null_pooled = jnp.zeros_like(null_context), jnp.zeros_like(null_pooled)
+        null_context, null_pooled = (
+            x if isinstance(x, jax.ShapeDtypeStruct) else jnp.zeros_like(x) for x in (null_context, null_pooled)
+        )
     frozen = {"teacher": {"unet": params["unet"]}, "vae": params["vae"], "text": text, "null_context": null_context}
     return frozen if null_pooled is None else {**frozen, "null_pooled": null_pooled}
 

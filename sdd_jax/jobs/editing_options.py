@@ -18,7 +18,8 @@ from sdd_jax.sampling.editing import Guidance, dynamic_guidance
 from sdd_jax.sampling.prompt_alignment import local_blend, prompt_to_prompt
 from sdd_jax.types import ModelBundle
 
-T = TypeVar("T", bound="Guided")
+T = TypeVar("T")
+G = TypeVar("G", bound="Guided")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +112,19 @@ class PromptControlled(Guided):
             return control, None
         if height != width:
             raise ValueError(f"a blend reads square maps, the image has {width}x{height} latents: use a square image")
-        words = [[_words(text)] * len(request.source) for text in (self.blend_source, self.blend_target)]
-        size = blend_size(model, height) if self.blend_size is None else self.blend_size
-        blend = local_blend(model.tokenize, request.source, request.target, *words, steps, size, self.blend_threshold)
+        source_words, target_words = (
+            [_words(text)] * len(request.source) for text in (self.blend_source, self.blend_target)
+        )
+        blend = local_blend(
+            model.tokenize,
+            request.source,
+            request.target,
+            source_words,
+            target_words,
+            steps,
+            blend_size(model, height) if self.blend_size is None else self.blend_size,
+            self.blend_threshold,
+        )
         return control, blend
 
 
@@ -129,7 +140,7 @@ def options_of(request: EditRequest, schema: type[T]) -> T:
     return validate(request.options, schema, "--option")
 
 
-def program_of(options: T) -> T:
+def program_of(options: G) -> G:
     """The options without the guidance scale, which enters a program as an array."""
     return dataclasses.replace(options, guidance=None)
 

@@ -146,8 +146,8 @@ def embedded_guidance(denoise: Callable[..., jax.Array], dim: int = 512) -> Guid
     return guided_unet
 
 
-def constant_guidance(w: float) -> Guidance:
-    """w at every t; 1 is off."""
+def constant_guidance(w: jax.Array | float) -> Guidance:
+    """w, a scalar, at every t; 1 is off."""
     return lambda t: jnp.full(t.shape, w, jnp.float32)
 
 
@@ -174,7 +174,13 @@ def prompted(unet: GuidedUNet, context: jax.Array, guidance: Guidance, **conditi
 
 
 def prompt_switched(
-    unet: GuidedUNet, source: jax.Array, target: jax.Array, w: float, tau: float, T: int = 1000, **conditions: Any
+    unet: GuidedUNet,
+    source: jax.Array,
+    target: jax.Array,
+    w: jax.Array | float,
+    tau: float,
+    T: int = 1000,
+    **conditions: Any,
 ) -> Denoise:
     """iCD's edit for SDXL: context `source` [b,n,d] and w = 1 where t > tau T, then `target` [b,n,d] and w.
 

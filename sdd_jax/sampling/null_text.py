@@ -46,7 +46,7 @@ def optimise_null_text(
     path: jax.Array,
     context: jax.Array,
     null_context: jax.Array,
-    w: float,
+    w: jax.Array | float,
     times: jax.Array | np.ndarray,
     schedule: Schedule,
     kind: str,

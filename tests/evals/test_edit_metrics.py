@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sdd_jax.evals.editing import COLUMNS, edit_metrics
+from sdd_jax.evals.editing import CEILING, COLUMNS, edit_metrics
 from sdd_jax.evals.generation import generation_metrics
 from sdd_jax.evals.instruments import Readings
 from sdd_jax.evals.inversion import inversion_metrics, normal_nll
@@ -40,13 +40,13 @@ def measured(outputs, masks=MASKS):
 def test_the_right_answer():
     metrics = measured(ANSWERS)
     assert tuple(metrics) == COLUMNS
-    assert metrics["success"] == metrics["preservation"] == 1 and metrics["psnr"] == math.inf
+    assert metrics["success"] == metrics["preservation"] == 1 and metrics["psnr"] == CEILING
     assert metrics["clip_distance"] == pytest.approx(0, abs=1e-6)
 
 
 def test_returning_the_original():
     metrics = measured(ORIGINALS)
-    assert (metrics["success"], metrics["preservation"], metrics["psnr_outside"]) == (0, 1, math.inf)
+    assert (metrics["success"], metrics["preservation"], metrics["psnr_outside"]) == (0, 1, CEILING)
     assert metrics["psnr"] == pytest.approx(10 * math.log10(4 / (1 / 3)), rel=1e-5)
     cosines = [0.25 / 0.75, 0.25 / 0.75]
     assert metrics["clip_distance"] == pytest.approx(1 - np.mean(cosines), rel=1e-5)

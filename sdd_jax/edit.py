@@ -1,0 +1,221 @@
+"""`python -m sdd_jax.edit --method=p2p --model=portraits --image=in.png --source="..." --target="..." --out=out.png`.
+
+Every editing method that the papers use or compare with, on a model (`--model`: "portraits", a directory, a hub id) or
+on a run (`--workdir`). Several images go in one batch: as many `--source` and `--target` prompts, or one for all.
+`--option key=value` sets what the method takes; a wrong one is answered with the list. The output is one PNG, with
+`--beside` the source before each edit; `--frames` draws the way there, of methods that have one, as a strip or a GIF.
+
+    python -m sdd_jax.edit --method=p2p,npi,sdedit --pairs=portraits --samples=16 --out=DIR
+
+instead measures methods on pairs with known answers (`portraits`), or on a CSV in the published benchmark's columns
+(`--pairs=FILE.csv --images=DIR`): a table, `editing.json` and `editing.png` in DIR. See docs/editing.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps
+
+from sdd_jax.command import run_command
+from sdd_jax.data.decode import read_picture
+from sdd_jax.data.edit_pairs import EDITS, parse_edit, read_edit_list
+from sdd_jax.data.records import to_float
+from sdd_jax.images import make_grid, to_uint8, write_grid
+from sdd_jax.jobs.editing import METHODS, EditRequest, edit, frozen_of, side_unit
+from sdd_jax.jobs.editing_report import Editor, report_list, report_pairs
+from sdd_jax.models.bundle import load
+from sdd_jax.runs import open_run
+from sdd_jax.types import Frozen, ModelBundle
+
+RUNS = {
+    "guidance_distill": "sdd_jax.jobs.guidance_distill:editing_model",
+    "icd": "sdd_jax.jobs.icd:editing_model",
+    "dds": "sdd_jax.jobs.dds:editing_model",
+}
+_log = logging.getLogger("sdd_jax")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    return run_command(_edit, argv)
+
+
+def _edit(argv: Sequence[str]) -> None:
+    flags = _parser().parse_args(argv)
+    methods = flags.method.split(",")
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"--method={method} is no editing method; use {', '.join(METHODS)}")
+    options = parse_options(flags.option)
+    if flags.pairs:
+        print(_measure(flags, tuple(methods), options))
+        return
+    if len(methods) > 1:
+        raise ValueError(f"--method={flags.method}: one image is edited by one method; several need --pairs")
+    if not flags.image or not flags.target:
+        raise ValueError("--image and --target: say what to edit, and what it should show")
+    source, target = (_prompts(name, getattr(flags, name), len(flags.image)) for name in ("source", "target"))
+    for path in flags.image:
+        if not path.is_file():
+            raise FileNotFoundError(f"--image={path}: no such image")
+    if flags.frames is not None and flags.frames.suffix not in (".png", ".gif"):
+        raise ValueError(f"--frames={flags.frames}: name a .png strip or a .gif")
+    model, frozen = open_model(flags)
+    size = parse_size(flags.size, model)
+    images = np.stack([read_image(path, size) for path in flags.image])
+    request = EditRequest(
+        model=model, frozen=frozen, image=images, source=source, target=target, seed=flags.seed, options=options
+    )
+    began = time.monotonic()
+    result = edit(flags.method, request)
+    _log.info(
+        "%s: %g evaluations an image, %.1f s with compilation",
+        flags.method, result.evaluations, time.monotonic() - began,
+    )  # fmt: skip
+    if flags.frames is not None:
+        if result.frames is None:
+            raise ValueError(f"--frames: {flags.method} has no way to show; leave it out")
+        write_frames(flags.frames, result.frames)
+    columns = np.stack([images, result.image], 1) if flags.beside else result.image[:, None]
+    write_grid(flags.out, [columns.reshape(-1, *images.shape[1:])])
+    _log.info("wrote %s", flags.out)
+
+
+def _measure(flags: argparse.Namespace, methods: tuple[str, ...], options: dict[str, Any]) -> str:
+    """Measures methods on pairs, as `--pairs` asks; returns the table."""
+    if flags.image or flags.target or flags.frames or flags.beside:
+        raise ValueError("--pairs brings its own images and prompts: leave --image, --target, --frames, --beside out")
+    if flags.samples < 1 or flags.batch < 1:
+        raise ValueError(f"--samples={flags.samples}, --batch={flags.batch}: ask for at least one")
+    if flags.pairs == "portraits":
+        edits = tuple(flags.edits.split(",")) if flags.edits else EDITS
+        for one in edits:
+            parse_edit(one)
+        model, frozen = open_model(flags)
+        editor = Editor(
+            model=model, frozen=frozen, methods=methods, options=options, seed=flags.seed, batch=flags.batch
+        )
+        return report_pairs(editor, flags.out, flags.samples, edits, flags.world)
+    if flags.images is None:
+        raise ValueError(f"--pairs={flags.pairs}: give the folder of its pictures as --images")
+    rows = read_edit_list(Path(flags.pairs), flags.images)
+    model, frozen = open_model(flags)
+    size = parse_size(flags.size, model)
+    editor = Editor(model=model, frozen=frozen, methods=methods, options=options, seed=flags.seed)
+    return report_list(editor, rows, (read_image(row.image, size) for row in rows), flags.out, flags.clip, flags.dino)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sdd_jax.edit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--method", required=True, help=", ".join(METHODS))
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", default="portraits", help='"portraits", a directory or a hub id')
+    which.add_argument("--workdir", type=Path, help="a run to edit with")
+    parser.add_argument("--revision", help="of a hub id")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a model")
+    parser.add_argument("--image", nargs="+", type=Path, help="pictures to edit")
+    parser.add_argument("--source", nargs="+", default=[""], help="what each shows")
+    parser.add_argument("--target", nargs="+", help="what each should show")
+    parser.add_argument("--size", default="", help="side in pixels, or WIDTHxHEIGHT; by default the model's own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
+    parser.add_argument("--beside", action="store_true", help="put each source before its edit")
+    parser.add_argument("--frames", type=Path, help="a .png strip or a .gif of the way")
+    parser.add_argument("--out", required=True, type=Path, help="a PNG; with --pairs a directory")
+    pairs = parser.add_argument_group("measuring methods")
+    pairs.add_argument("--pairs", help='"portraits", or a CSV: file_name, old_caption, edited_caption, blended_words')
+    pairs.add_argument("--images", type=Path, help="folder of the CSV's pictures")
+    pairs.add_argument("--samples", type=int, default=16, help="portraits of each edit")
+    pairs.add_argument("--edits", default="", help="of portraits, as accessory=hat,weather=snowing")
+    pairs.add_argument("--batch", type=int, default=16, help="portraits edited at once")
+    pairs.add_argument("--world", default="portraits", help="whose instruments measure portraits")
+    pairs.add_argument("--clip", default="", help="directory of a CLIP, for a CSV's CLIP-T and CLIP-I")
+    pairs.add_argument("--dino", default="", help="directory of a DINOv2, for a CSV's cosine")
+    return parser
+
+
+def open_model(flags: argparse.Namespace) -> tuple[ModelBundle, Frozen]:
+    """The model that --model or --workdir names, and what editing reads of it."""
+    if flags.workdir is None:
+        model, params = load(flags.model, flags.revision, dtype=jnp.dtype(flags.dtype))
+        return model, frozen_of(model, params)
+    job, params, step = open_run(flags.workdir)
+    if job.config.task not in RUNS:
+        raise ValueError(f"--workdir={flags.workdir} is a {job.config.task!r} run: edit takes {', '.join(RUNS)} runs")
+    _log.info("%s, step %d", job.name, step)
+    module, function = RUNS[job.config.task].split(":")
+    return getattr(importlib.import_module(module), function)(job, params)
+
+
+def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """An image file as f32[h,w,3] in [-1, 1], scaled to cover `size` (h, w) and cropped at its centre."""
+    height, width = size
+    return to_float(
+        np.asarray(ImageOps.fit(read_picture(path, upright=True), (width, height), Image.Resampling.BICUBIC))
+    )
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as a mapping: numbers, true, false and none as such, all else as text."""
+    options: dict[str, Any] = {}
+    words = {"true": True, "false": False, "none": None}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--option {text}: give it as key=value")
+        if value.lower() in words:
+            options[key] = words[value.lower()]
+            continue
+        try:
+            number = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            number = value
+        options[key] = number if isinstance(number, (int, float)) else value
+    return options
+
+
+def parse_size(text: str, model: ModelBundle) -> tuple[int, int]:
+    """(height, width) in pixels of `--size`; ValueError for what is none, or does not fit the model."""
+    if not text:
+        return (model.sample_size * model.downsampling,) * 2
+    try:
+        sides = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    unit = side_unit(model)
+    if len(sides) not in (1, 2) or any(side < unit or side % unit for side in sides):
+        raise ValueError(f"--size={text}: give a side, or WIDTHxHEIGHT, in multiples of {unit} for {model.source}")
+    return sides[-1], sides[0]
+
+
+def write_frames(path: Path, frames: np.ndarray) -> None:
+    """Writes f32[n,b,H,W,3] as a PNG, one row an image, or as a GIF."""
+    if path.suffix == ".png":
+        write_grid(path, list(frames.swapaxes(0, 1)))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pages = [Image.fromarray(make_grid([to_uint8(frame)])) for frame in frames]
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=80, loop=0)
+
+
+def _prompts(name: str, given: list[str], count: int) -> tuple[str, ...]:
+    if len(given) not in (1, count):
+        raise ValueError(f"--{name}: {len(given)} prompts for {count} images; give one of each, or one for all")
+    return tuple(given * count if len(given) == 1 else given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

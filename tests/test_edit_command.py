@@ -1,0 +1,127 @@
+"""`python -m sdd_jax.edit` on the tiny world: pictures, tables, and users' mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdd_jax import edit
+from sdd_jax.data.edit_pairs import EditRow
+from sdd_jax.evals.editing import CEILING
+from sdd_jax.jobs.editing_report import Editor, _request
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two pictures, larger than the model's, one of them wide."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (80, 80, 3)), ("b", (70, 100, 3))):
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def test_a_batch_of_pictures_of_another_size(tiny_world, pictures, tmp_path, capsys):
+    arguments = ["--method=masactrl", f"--model={tiny_world}", f"--out={tmp_path / 'x' / 'out.png'}", "--size=64x32"]
+    arguments += ["--image", *(str(pictures / f"{name}.png") for name in "ab"), "--source", "a cat", "a dog"]
+    assert edit.main([*arguments, "--target", "a lion", "--beside", "--option", "steps=2"]) == 0
+    with Image.open(tmp_path / "x" / "out.png") as image:
+        assert image.size == (4 * 64 + 3 * 2, 32)
+        first = np.asarray(image)[:, :64]
+    want = edit.read_image(pictures / "a.png", (32, 64))
+    np.testing.assert_allclose(first, (want + 1) * 127.5, atol=0.51)
+    assert "masactrl: 10 evaluations an image" in capsys.readouterr().out
+
+
+def test_methods_on_portraits(tiny_world, tmp_path, capsys):
+    arguments = ["--method=sdedit,ddib", f"--model={tiny_world}", f"--world={tiny_world}", f"--out={tmp_path}"]
+    arguments += ["--pairs=portraits", "--samples=2", "--edits=accessory=hat,weather=snowing", "--batch=3"]
+    assert edit.main([*arguments, "--option", "steps=2", "--option", "sdedit.strength=1.0"]) == 0
+    report = json.loads((tmp_path / "editing.json").read_text())
+    assert list(report["rows"]) == ["source", "autoencoder", "sdedit", "ddib"]
+    assert list(report["rows"]["ddib"]) == ["all", "accessory=hat", "weather=snowing"]
+    row = report["rows"]["sdedit"]["all"]
+    assert row["evaluations"] == 4 and report["rows"]["ddib"]["all"]["evaluations"] == 6 and row["seconds"] > 0
+    assert report["rows"]["source"]["all"]["psnr_outside"] == CEILING
+    parts = [report["rows"]["ddib"][edit]["psnr"] for edit in report["edits"]]
+    assert report["rows"]["ddib"]["all"]["psnr"] == pytest.approx(np.mean(parts))
+    assert "| sdedit |" in capsys.readouterr().out and (tmp_path / "editing.png").is_file()
+
+
+def test_methods_on_a_benchmarks_list(tiny_world, pictures, tmp_path, capsys):
+    (tmp_path / "edits.csv").write_text(
+        "file_name,old_caption,edited_caption,blended_words\na.png,a cat,a dog,cat dog\nb.png,a lion,a bear,\n"
+    )
+    arguments = ["--method=sdedit", f"--model={tiny_world}", f"--pairs={tmp_path / 'edits.csv'}", "--option", "steps=2"]
+    assert edit.main([*arguments, f"--images={pictures}", f"--out={tmp_path / 'out'}"]) == 0
+    (row,) = json.loads((tmp_path / "out" / "editing.json").read_text())["rows"].values()
+    assert set(row) == {"psnr", "ssim", "evaluations", "seconds"} and "| sdedit |" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out" / "sdedit").iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_a_rows_words_are_blended_where_both_captions_have_some(tiny_model, tmp_path):
+    editor = Editor(model=tiny_model[0], frozen={}, methods=("p2p", "ddib"), options={"p2p.cross": 0.2})
+    image = np.zeros((64, 64, 3), np.float32)
+    row = EditRow(tmp_path, "a black cat", "a white dog", "cat dog")
+    both = _request(editor, "p2p", image, row).options
+    assert both == {"cross": 0.2, "blend_source": "cat", "blend_target": "dog"}
+    assert _request(editor, "ddib", image, row).options == {}
+    assert _request(editor, "p2p", image, row._replace(words="dog")).options == {"cross": 0.2}
+
+
+def test_frames_are_a_strip_or_a_gif(tmp_path):
+    frames = np.random.default_rng(0).uniform(-1, 1, (3, 2, 8, 8, 3))
+    edit.write_frames(tmp_path / "a" / "way.png", frames)
+    with Image.open(tmp_path / "a" / "way.png") as strip:
+        assert strip.size == (3 * 10 - 2, 2 * 10 - 2)
+    edit.write_frames(tmp_path / "way.gif", frames)
+    with Image.open(tmp_path / "way.gif") as gif:
+        assert gif.n_frames == 3 and gif.size == (18, 8)
+
+
+def test_options_are_numbers_or_words():
+    texts = ["steps=20", "tau=.5", "ramp_to=none", "layers=up_blocks_1/", "emphasis=hat:2", "x=True"]
+    want = {"steps": 20, "tau": 0.5, "ramp_to": None, "layers": "up_blocks_1/", "emphasis": "hat:2", "x": True}
+    assert edit.parse_options(texts) == want
+
+
+@pytest.fixture
+def one_line(capsys):
+    def call(*arguments):
+        assert edit.main([str(argument) for argument in arguments]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+
+    return call
+
+
+def test_mistakes(one_line, tiny_world, pictures, tmp_path):
+    picture = ["--image", pictures / "a.png", "--target", "a dog"]
+    where = [f"--model={tiny_world}", f"--out={tmp_path / 'out.png'}"]
+    cases = [
+        (["--method=p3p", *picture], "--method=p3p is no editing method; use icd"),
+        (["--method=p2p,npi", *picture], "one image is edited by one method; several need --pairs"),
+        (["--method=p2p"], "--image and --target: say what to edit"),
+        (["--method=p2p", "--image", tmp_path / "no.png", "--target", "x"], "no.png: no such image"),
+        (["--method=p2p", *picture, "--source", "a", "b"], "--source: 2 prompts for 1 images"),
+        (["--method=p2p", *picture, "--option", "steps"], "--option steps: give it as key=value"),
+        (["--method=p2p", *picture, "--size=63"], "--size=63: give a side, or WIDTHxHEIGHT, in multiples of 8"),
+        (["--method=p2p", *picture, "--size=big"], "--size=big: give a side"),
+        (["--method=p2p", *picture, "--frames=x.mp4"], "--frames=x.mp4: name a .png strip or a .gif"),
+        (["--method=icd", *picture], "icd edits with a run of stage 2: name it as --workdir"),
+        (["--method=ddib", *picture, "--option", "strength=1"], "--option.strength is not a field of Inversion"),
+        (["--method=ddib", *picture, "--pairs=portraits"], "--pairs brings its own images and prompts"),
+        (["--method=ddib", "--pairs=portraits", "--edits=hat"], "'hat' is no edit of a portrait"),
+        (["--method=ddib", "--pairs=x.csv"], "--pairs=x.csv: give the folder of its pictures as --images"),
+        (["--method=ddib", "--pairs=x.csv", f"--images={tmp_path}"], "x.csv: no such CSV"),
+        (["--method=ddib", "--pairs=portraits", "--samples=0"], "--samples=0, --batch=16: ask for at least one"),
+    ]
+    for arguments, message in cases:
+        assert message in one_line(*arguments, *where), message
+    assert not (tmp_path / "out.png").exists()
+    line = one_line("--method=p2p", *picture, f"--workdir={tmp_path}", where[1])
+    assert "holds no run" in line
