@@ -35,6 +35,10 @@ SCALES = {
     "sd21": (1.0, 8.0, 12.0, 16.0, 20.0),
     "sdxl": (1.0, 4.0, 6.0, 8.0, 10.0, 12.0, 13.0, 16.0, 18.0, 20.0),
 }
+LORA_TARGETS = (
+    r"to_q", r"to_k", r"to_v", r"to_out\.0", r"proj_in", r"proj_out", r"ff\.net\.0\.proj", r"ff\.net\.2", r"conv1",
+    r"conv2", r"conv_shortcut", r"downsamplers\.0\.conv", r"upsamplers\.0\.conv", r"time_emb_proj",
+)  # fmt: skip
 STAGE2_ONLY = ("reverse", "forward")
 VARIANTS = ("stage1", "stage2", "lora", "full", *STAGE2_ONLY, *MODELS, "debug")
 
@@ -60,7 +64,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"source": "portraits", "split": "train", "count": 24_000})
     config.objective = ml_collections.ConfigDict({"scales": SCALES.get(model, (1.0, 2.0, 3.0, 4.0, 6.0))})
     if "lora" in names or (model and "full" not in names):
-        config.objective.lora = ml_collections.ConfigDict({"rank": 64, "alpha": 8.0})
+        config.objective.lora = ml_collections.ConfigDict({"rank": 64, "alpha": 8.0, "targets": LORA_TARGETS})
     else:
         config.objective.lora = None
     (_second if is_second else _first)(config, names, model)
