@@ -18,16 +18,36 @@ not depend on the resolution.
 Variants, all by linearity of (3): masked, g * mask with a mask at latent resolution; symmetric (the source moves the
 other way), the surrogate of z - zhat; sparse (SDD), only the k largest |g|.
 
+Posterior distillation (PDS, Koo et al. 2024) matches the noise of the step t -> s that leads from z_t to z_s. The noise
+of z_s cancels, and what is left is (2) with a weight and a pull to the source:
+
+    g_PDS = psi_t (z - zhat) + chi_t g_DDS                                                (4)
+    psi = (alpha_s - c0 - c1 alpha_t) / std,    chi = c0 sigma_t / (alpha_t std)
+    c0 = alpha_s beta_t / sigma_t^2,    c1 = sqrt(1 - beta_t) sigma_s^2 / sigma_t^2
+    std = sqrt(beta_t) sigma_s / sigma_t
+
+For neighbours, s = t - 1, these are the coefficients of DDPM's posterior mean, c0 + c1 alpha_t = alpha_s and psi = 0:
+PDS is a reweighted DDS. The released code takes every second timestep (s = t - 2) and keeps beta_t of one step; its
+pull to the source, psi > 0, is that difference, and so it is here.
+
+Contrastive denoising score (CDS, Nam et al. 2024) adds the gradient, through the network, of a PatchNCE loss between
+features of the two branches in (2): a patch of the edit shall resemble the source's patch at its place more than any
+other. With f, fhat the unit features [n, c] of a self-attention layer,
+
+    L = mean_i -log softmax_j(fhat_i . f_j / .07)_i        summed over layers and patch sizes              (5)
+
 Oracles. (z, y) = (zhat, yhat) gives exactly 0. For a network eps_hat = a z_t + b_y, (2) is a alpha_t (z - zhat) +
 w (b_y - b_yhat). For data N(mu, tau^2) at z = mu, (1) is -kappa eps with kappa = alpha^2 tau^2 / (alpha^2 tau^2 +
 sigma^2): noise whose mean is 0, the reason why SDS blurs and (2) subtracts it.
 
-Cost: SDS 2F, DDS 4F (F is one forward of B samples), each in one call of the network; half of that unguided.
+Cost: SDS 2F, DDS and PDS 4F (F is one forward of B samples), each in one call of the network; half of that unguided.
+CDS at most 2F more: the edited branch once more, without guidance, and back to z.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +55,7 @@ import jax.numpy as jnp
 
 from sdd_jax.diffusion.guidance import guided, repeat_batch
 from sdd_jax.diffusion.parameterization import predictor
-from sdd_jax.diffusion.schedule import Level, add_noise
+from sdd_jax.diffusion.schedule import Level, Schedule, add_noise
 
 EpsFn = Callable[..., jax.Array]
 
@@ -51,15 +71,26 @@ def eps_denoiser(
     Returns eps_hat(z_t, t, level, context, w, **conditions) -> f32[b,h,w,c], w scalar or [b] (1 is off); w = None
     leaves guidance out of the program, at half the cost.
     """
-    to_eps = predictor(kind).eps
     denoise_guided = guided(denoise, null_context, null_added_cond)
+
+    def network(
+        z_t: jax.Array, t: jax.Array, context: jax.Array, w: jax.Array | float | None, **conditions: Any
+    ) -> jax.Array:
+        if w is None:
+            return denoise(z_t, t, context, **conditions)
+        return denoise_guided(z_t, t, context, w, **conditions)
+
+    return eps_of(network, kind)
+
+
+def eps_of(network: Callable[..., jax.Array], kind: str) -> EpsFn:
+    """The eps_hat^w of a network that guides itself, network(z, t, context, w, **conditions) -> a `kind` prediction."""
+    to_eps = predictor(kind).eps
 
     def eps_hat(
         z_t: jax.Array, t: jax.Array, level: Level, context: jax.Array, w: jax.Array | float | None, **conditions: Any
     ) -> jax.Array:
-        if w is None:
-            return to_eps(denoise(z_t, t, context, **conditions), z_t, level)
-        return to_eps(denoise_guided(z_t, t, context, w, **conditions), z_t, level)
+        return to_eps(network(z_t, t, context, w, **conditions), z_t, level)
 
     return eps_hat
 
@@ -123,3 +154,55 @@ def keep_top_k(g: jax.Array, k: int) -> jax.Array:
     magnitude = jnp.abs(g).reshape(g.shape[0], -1)
     threshold = jax.lax.top_k(magnitude, min(k, magnitude.shape[1]))[0][:, -1]
     return jnp.where(jnp.abs(g) >= threshold.reshape((-1,) + (1,) * (g.ndim - 1)), g, 0.0)
+
+
+def posterior_weights(schedule: Schedule, t: jax.Array, stride: int = 2) -> tuple[jax.Array, jax.Array]:
+    """(psi, chi) of (4), f32[b,1,1,1] each, for steps t -> t - stride; t int[b] from `stride` on, NaN below.
+
+    psi is taken as the difference to the coefficients of the whole step, whose psi is 0: exactly 0 for stride 1.
+    """
+    at_t, at_s, before = schedule.at(t), schedule.at(t - stride), schedule.at(t - 1)
+    kept, kept_in_all = at_t.alpha / before.alpha, at_t.alpha / at_s.alpha
+    beta, beta_in_all = 1.0 - jnp.square(kept), 1.0 - jnp.square(kept_in_all)
+    variance = jnp.square(at_t.sigma)
+    std = jnp.sqrt(beta) * at_s.sigma / at_t.sigma
+    pull = at_s.alpha * (beta_in_all - beta) + at_t.alpha * (kept_in_all - kept) * jnp.square(at_s.sigma)
+    return pull / (variance * std), at_s.alpha * beta / (variance * std) * at_t.sigma / at_t.alpha
+
+
+def contrastive_loss(
+    source: Sequence[jax.Array],
+    edited: Sequence[jax.Array],
+    sides: Sequence[tuple[int, int]],
+    rng: jax.Array,
+    *,
+    patches: int = 256,
+    sizes: Sequence[int] = (1, 2),
+    temperature: float = 0.07,
+) -> jax.Array:
+    """(5) summed over layers and patch sizes, f32[b]; the source is a constant.
+
+    source, edited: one [b,n,c] a layer. sides: each layer's (height, width), whose product is n. patches: at most so
+    many places a layer are compared, the same ones for every sample. sizes: sides of the patches that features are
+    averaged over; one that leaves a layer a single patch, which has no other to differ from, is left out.
+    """
+    total = jnp.zeros(edited[0].shape[0])
+    for (fhat, f, (height, width)), size in itertools.product(zip(source, edited, sides, strict=True), sizes):
+        count = (height // size) * (width // size)
+        if count < 2:
+            continue
+        rng, key = jax.random.split(rng)
+        places = jax.random.permutation(key, count)[:patches]
+        queries, keys = (unit_patches(x, height, width, size)[:, places] for x in (jax.lax.stop_gradient(fhat), f))
+        chosen = jax.nn.log_softmax(queries @ keys.transpose(0, 2, 1) / temperature, axis=-1)
+        total = total - jnp.mean(jnp.diagonal(chosen, axis1=1, axis2=2), axis=-1)
+    return total
+
+
+def unit_patches(features: jax.Array, height: int, width: int, size: int) -> jax.Array:
+    """Features [b, height width, c] averaged over patches of size^2, as unit vectors f32[b,n,c]; rests are cut off."""
+    b, _, c = features.shape
+    rows, columns = height // size, width // size
+    grid = features.astype(jnp.float32).reshape(b, height, width, c)[:, : rows * size, : columns * size]
+    pooled = grid.reshape(b, rows, size, columns, size, c).mean((2, 4)).reshape(b, rows * columns, c)
+    return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(pooled), -1, keepdims=True), 1e-12))
