@@ -31,8 +31,15 @@ CONDITION_DEFAULTS: dict[str, Any] = {
 COPIED = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
 
 
+_KEEPS_SCALE = nn.initializers.variance_scaling(3.0, "fan_in", "uniform")
+
+
 class ControlNetConditioningEmbedding(nn.Module):
-    """The condition's pyramid: `[b,H,W,c] -> [b, H / 2^(len-1), W / 2^(len-1), features]`, zero at initialisation."""
+    """The condition's pyramid: `[b,H,W,c] -> [b, H / 2^(len-1), W / 2^(len-1), features]`, zero at initialisation.
+
+    Its kernels start at a gain that carries the condition's contrast through the SiLUs. At PyTorch's default gain the
+    last layer sees it at 1/500 of its size, and a ControlNet learns its condition late and suddenly.
+    """
 
     features: int
     channels: tuple[int, ...]
@@ -40,10 +47,11 @@ class ControlNetConditioningEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, condition: jax.Array) -> jax.Array:
-        h = nn.silu(Conv(self.channels[0], dtype=self.dtype, name="conv_in")(condition))
+        h = nn.silu(Conv(self.channels[0], kernel_init=_KEEPS_SCALE, dtype=self.dtype, name="conv_in")(condition))
         for i, (narrow, wide) in enumerate(zip(self.channels[:-1], self.channels[1:], strict=True)):
-            h = nn.silu(Conv(narrow, dtype=self.dtype, name=f"blocks_{2 * i}")(h))
-            h = nn.silu(Conv(wide, stride=2, dtype=self.dtype, name=f"blocks_{2 * i + 1}")(h))
+            h = nn.silu(Conv(narrow, kernel_init=_KEEPS_SCALE, dtype=self.dtype, name=f"blocks_{2 * i}")(h))
+            strided = Conv(wide, stride=2, kernel_init=_KEEPS_SCALE, dtype=self.dtype, name=f"blocks_{2 * i + 1}")
+            h = nn.silu(strided(h))
         return Conv(self.features, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(h)
 
 

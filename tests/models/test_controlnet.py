@@ -14,7 +14,12 @@ import torch_parity as parity
 from diffusers import ControlNetModel as TorchControlNet
 from diffusers import UNet2DConditionModel as TorchUNet
 
-from sdd_jax.models.controlnet import controlnet_params_from_unet, init_controlnet, make_controlnet
+from sdd_jax.models.controlnet import (
+    ControlNetConditioningEmbedding,
+    controlnet_params_from_unet,
+    init_controlnet,
+    make_controlnet,
+)
 from sdd_jax.models.unet import init_unet, make_unet
 
 CONVOLUTIONAL = parity.SD21 | {
@@ -121,3 +126,14 @@ def test_bgr_reverses_the_conditions_channels() -> None:
     reversed_mid = jax.jit(lambda p, image: bgr.apply({"params": p}, **made, condition=image).mid)(params, condition)
     np.testing.assert_allclose(mid(params, condition[..., ::-1]), reversed_mid, rtol=1e-5, atol=1e-6)
     assert np.abs(mid(params, condition) - reversed_mid).max() > 1e-3
+
+
+def test_a_fresh_embedding_carries_the_conditions_contrast_to_its_last_layer() -> None:
+    embedding = ControlNetConditioningEmbedding(64, (16, 32, 96, 256))
+    condition = jax.random.uniform(jax.random.key(0), (4, 64, 64, 3))
+    params = jax.jit(embedding.init)(jax.random.key(1), condition)
+    _, kept = jax.jit(functools.partial(embedding.apply, capture_intermediates=True, mutable=["intermediates"]))(
+        params, condition
+    )
+    last = jax.nn.silu(kept["intermediates"]["blocks_5"]["__call__"][0])
+    assert 0.1 < float(jnp.std(last) / jnp.std(condition)) < 10.0
