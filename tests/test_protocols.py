@@ -124,6 +124,33 @@ def test_each_sample_can_bring_its_own_blend(tmp_path, monkeypatch):
     assert metrics(tmp_path)["metrics"]["ssim"] == pytest.approx(1.0)
 
 
+def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, capsys):
+    """A stand-in for a CCD run that gives its condition back; a run of another condition is refused."""
+    from sdd_jax.jobs import protocol_makers
+
+    class Model:
+        source, content_hash, sample_size, downsampling = "model", "hash", 16, 4
+        tokenize = staticmethod(lambda prompts: np.zeros((len(prompts), 4), np.int32))
+
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    network = type("Network", (), {"model": Model})
+    monkeypatch.setattr(protocol_makers, "read_config", lambda workdir: {"task": "ccd"})
+    monkeypatch.setattr(protocol_makers, "condition_of", lambda workdir: {"task": "superres"})
+    monkeypatch.setattr(protocol_makers, "open_runs", lambda workdirs, weights: (network, {}, {}))
+    monkeypatch.setattr(
+        protocol_makers, "make_sampler", lambda objective: lambda params, frozen, low, ids, key, steps, size: low
+    )
+    arguments = [f"--workdir={tmp_path / 'run'}", "--benchmark=portraits", "--samples=3", "--batch=2", "--steps=4"]
+    run("--protocol=restoration", *arguments, f"--out={tmp_path / 'out'}")
+    for i in range(3):
+        given = np.asarray(Image.open(tmp_path / "out" / "benchmark" / "degraded" / f"{i:06d}.png"))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "images" / f"{i:06d}.png")), given)
+    assert {row["evaluations"] for row in rows(tmp_path / "out", "made").values()} == {4.0}
+    assert "step 7 hash" in (tmp_path / "out" / "made.jsonl").read_text()
+    refused(capsys, "has the condition 'superres': generation takes 'none' runs", "--protocol=generation", *arguments,
+            f"--world={tiny_world}", f"--out={tmp_path / 'other'}")  # fmt: skip
+
+
 def refused(capsys, message, *arguments):
     assert evaluate.main([str(argument) for argument in arguments]) == 2
     err = capsys.readouterr().err

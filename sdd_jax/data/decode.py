@@ -28,6 +28,11 @@ MAX_PIXELS = 50_000_000
 T = TypeVar("T")
 
 
+def image_files(root: Path) -> list[Path]:
+    """The image files of a directory and of those below it, by suffix, sorted; none of what is no directory."""
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
 def read_picture(data: str | Path | bytes, name: str = "", *, upright: bool = False, at_least: int = 0) -> Image.Image:
     """Reads one image, a file or its encoded bytes, as RGB.
 

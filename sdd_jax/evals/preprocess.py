@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdd_jax.data.decode import SUFFIXES, read_picture
+from sdd_jax.data.decode import SUFFIXES, image_files, read_picture
 from sdd_jax.images import to_uint8
 
 AnyImage = Image.Image | np.ndarray
@@ -98,10 +98,9 @@ def as_picture(image: AnyImage) -> Image.Image:
 
 def image_paths(directory: str | os.PathLike[str]) -> list[Path]:
     """The image files of a folder and of those below it, sorted; FileNotFoundError if there are none."""
-    root = Path(directory)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES) if root.is_dir() else []
+    paths = image_files(Path(directory))
     if not paths:
-        raise FileNotFoundError(f"{root} holds no images ({', '.join(SUFFIXES)}); give a folder of some")
+        raise FileNotFoundError(f"{directory} holds no images ({', '.join(SUFFIXES)}); give a folder of some")
     return paths
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sdd_jax.data.decode import SUFFIXES
+from sdd_jax.data.decode import SUFFIXES, image_files
 from sdd_jax.data.sources.captions import LISTINGS, read_caption, read_listing
 from sdd_jax.data.sources.raw import RawRecord, inside
 
@@ -35,7 +35,7 @@ class FolderSource:
             self._captions = [captions for _, captions in rows]
             self._compare(root, listings[0])
         else:
-            self._paths = _images(root)
+            self._paths = image_files(root)
         if not self._paths:
             raise FileNotFoundError(
                 f"{root} holds no images ({', '.join(SUFFIXES)}): set config.data.path to a folder of some"
@@ -52,7 +52,7 @@ class FolderSource:
         return RawRecord(str(path), path, (caption,) if caption else ())
 
     def _compare(self, root: Path, listing: Path) -> None:
-        there = set(_images(root))
+        there = set(image_files(root))
         missing = [path for path in self._paths if path not in there and not path.is_file()]
         if missing:
             raise FileNotFoundError(
@@ -60,7 +60,3 @@ class FolderSource:
             )
         if unlisted := len(there - set(self._paths)):
             _log.info("%s: %d images are not in %s and are left out", root, unlisted, listing.name)
-
-
-def _images(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdd_jax.data.decode import SUFFIXES
 from sdd_jax.data.sources.raw import inside, read_object
+from sdd_jax.evals.preprocess import image_paths
 
 MASK_SIDE = 512
 GENERATION = ("caption",)
@@ -194,9 +194,7 @@ def _unbracketed(prompt: str) -> str:
 
 
 def _by_stem(root: Path) -> dict[str, Path]:
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES) if root.is_dir() else []
-    if not paths:
-        raise FileNotFoundError(f"{root} holds no images ({', '.join(SUFFIXES)})")
+    paths = image_paths(root)
     stems = {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
     if len(stems) != len(paths):
         raise ValueError(f"{root} holds images whose names differ by their suffix alone; keep one of each")
