@@ -50,7 +50,11 @@ class Manipulator(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentManipulator:
-    """The translator of latents. frozen: `teacher`, `vae`, and `phrase` = (context [1,n,d], pooled or None)."""
+    """The translator of latents.
+
+    frozen: `teacher`, `vae`, `text`, and `phrase`, which its task context starts from: ids i32[1,n], and those of a
+    second tokenizer or None.
+    """
 
     model: ModelBundle
     translator: Translator
@@ -58,7 +62,9 @@ class LatentManipulator:
 
     def init(self, rng: jax.Array, frozen: Frozen) -> Params:
         """Returns the teacher's UNet as a translator; see `Translator.init`."""
-        return self.translator.init(frozen["teacher"]["unet"], *frozen["phrase"])
+        return self.translator.init(
+            frozen["teacher"]["unet"], *self.model.embed_text(frozen["text"], *frozen["phrase"])
+        )
 
     def source(self, frozen: Frozen, batch: Batch, rng: jax.Array | None) -> jax.Array:
         """The images' latents, drawn from the posterior; with None the mean, of `image`."""

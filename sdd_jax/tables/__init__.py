@@ -24,6 +24,13 @@ TABLES: dict[str, str] = {
     "dds-fig9": "sdd_jax.tables.dds:FIG9",
     "dds-table2": "sdd_jax.tables.dds:TABLE2",
     "dds-ablation": "sdd_jax.tables.dds:ABLATION",
+    "sdd-fig1": "sdd_jax.tables.sdd:FIG1",
+    "sdd-fig4": "sdd_jax.tables.sdd:FIG4",
+    "sdd-fig7": "sdd_jax.tables.sdd:FIG7",
+    "sdd-table1": "sdd_jax.tables.sdd:TABLE1",
+    "sdd-table2": "sdd_jax.tables.sdd:TABLE2",
+    "sdd-table3": "sdd_jax.tables.sdd:TABLE3",
+    "sdd-cost": "sdd_jax.tables.sdd:COST",
 }
 
 

@@ -1,0 +1,204 @@
+"""SDD's job on the tiny world: from the config to a trained manipulator, its report, and what it exports."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdd_jax
+from sdd_jax import evaluate, export, jobs
+from sdd_jax import main as entry
+from sdd_jax.config import defaults_of, load_config
+from sdd_jax.jobs import sdd as sdd_job
+from sdd_jax.jobs.hqs import Search, write_search
+from sdd_jax.jobs.sdd import make_editor
+from sdd_jax.models.translator import load_translator
+from sdd_jax.runs import open_run
+from sdd_jax.train import EngineConfig, engine_config
+from sdd_jax.training.optim import make_optimizer
+from sdd_jax.training.state import create_state
+from sdd_jax.training.step import make_train_step
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+CONFIG = Path(__file__).parents[1] / "configs" / "sdd_latent.py"
+SMALL = [
+    "steps=2",
+    "checkpoint_every=1",
+    "preview_every=2",
+    "data.count=4",
+    "compile_cache=",
+    "optimizer.warmup_steps=0",
+]
+
+
+LOAD = functools.lru_cache(maxsize=1)(sdd_jax.load)
+
+
+@pytest.fixture
+def build(tiny_world, array_cache, monkeypatch):
+    """build(variant, *overrides): the job on the tiny world, 4 portraits, batches of 2."""
+    monkeypatch.setattr(sdd_job, "load", LOAD)
+
+    def call(variant, *overrides):
+        small = ["batch_size=2", "data.count=4", f"model={tiny_world}"]
+        if "clip" in variant:
+            small.append(f"clip.path={tiny_world}")
+        return jobs.build(load_config(f"{CONFIG}:{variant}", [*small, *overrides], defaults_of(EngineConfig)))
+
+    return call
+
+
+def traced_step(job, batch):
+    engine = engine_config(job.config)
+    optimizer, schedule = make_optimizer(engine.optimizer, engine.steps)
+
+    def run(key, frozen, batch):
+        state = create_state(key, job.objective, optimizer, frozen, with_ema=True)
+        step = make_train_step(job.objective, optimizer, schedule=schedule, ema_decay=engine.ema)
+        return state, *step(state, frozen, batch, key)
+
+    return jax.eval_shape(run, jax.random.key(0), job.frozen, {k: jnp.asarray(v) for k, v in batch.items()})
+
+
+def write_scores(path, prompt, model="another"):
+    t, scores = (100, 300, 500), (-0.5, 0.75, 0.25)
+    search = Search(
+        prompt=prompt, model=model, options={}, t=t, H=scores, N=scores, hqs=scores, stderr=scores, selected=(300,),
+        rule="argmax",
+    )  # fmt: skip
+    write_search(path, search)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("variant", "overrides", "metrics"),
+    [
+        ("debug", ["objective.top_k=16"], {"gradient", "l2"}),
+        ("clip,debug", [], {"clip", "l2"}),
+        ("side_view,debug", ["manipulator.reencode=true", "manipulator.output=denoised"], {"gradient", "l2"}),
+    ],
+)
+def test_a_batch_goes_through_the_training_step(build, variant, overrides, metrics):
+    job = build(variant, *overrides)
+    batch = next(job.stream(0))
+    assert set(batch) == {"moments", "input_ids"} and all(len(value) == 2 for value in batch.values())
+    before, after, found = traced_step(job, batch)
+    assert set(before.params) == {"unet", "task", "time"}
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+    assert metrics < set(found) and found["loss"].dtype == jnp.float32
+
+
+def test_a_folder_with_an_identity_loss(build, tiny_world, tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (70, 66), (90, 30, 200)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"a dog called {name}")
+    overrides = [
+        f"data.path={tmp_path}", "data.size=64", "data.prompt={caption}, angry", "identity.kind=regressor",
+        f"identity.path={tiny_world}", "objective.identity_weight=0.1", "timesteps.given=(500,)", "timesteps.rule=",
+    ]  # fmt: skip
+    job = build("sd15,angry", *overrides)
+    batch = next(job.stream(0))
+    assert batch["image"].shape == (2, 64, 64, 3)
+    tokens = job.objective.model.tokenize(["a dog called a, angry", "a dog called b, angry"])
+    assert {tuple(row) for row in batch["input_ids"]} == {tuple(row) for row in tokens}
+    _, _, metrics = traced_step(job, batch)
+    assert {"gradient", "l2", "identity"} < set(metrics) and job.objective.top_k == 1024
+
+
+def test_timesteps_come_from_a_file_a_rule_or_the_config(build, tmp_path, caplog):
+    path = write_scores(tmp_path / "hqs.json", "another prompt")
+    objective = build("white_hair", f"timesteps.path={path}", "timesteps.rule=").objective
+    assert objective.timesteps == (300,) and objective.probabilities is None
+    ruled = build("white_hair", f"timesteps.path={path}", "timesteps.rule=top:2", "timesteps.weights=hqs").objective
+    assert ruled.timesteps == (300, 500)
+    np.testing.assert_allclose(ruled.probabilities, [1.75 / 3, 1.25 / 3], rtol=1e-6)
+    job = build("debug", "timesteps.given=(20,40)")
+    assert job.objective.timesteps == (20, 40) and job.fingerprint["timesteps"] == [20, 40]
+    assert build("random").objective.timesteps == tuple(range(100, 901, 50)), "which needs no scores"
+
+
+def test_without_a_file_the_job_searches(build, monkeypatch):
+    asked = []
+
+    def search(model, frozen, source, prompt, options, made_of):
+        asked.append((prompt, options.images, len(source), made_of["split"]))
+        scores = (0.1, 0.9)
+        return Search(prompt=prompt, model="", options={}, t=(100, 200), H=scores, N=scores, hqs=scores, stderr=scores, selected=(100, 200), rule="all")  # fmt: skip  # noqa: E501
+
+    monkeypatch.setattr(sdd_job, "job_search", search)
+    assert build("argmax", "search.images=2").objective.timesteps == (200,)
+    assert asked == [("a photo of a {species} with white {coat}", 2, 4, "train")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.prompt={colour} fur"], "config.data: prompt='{colour} fur' has a field {colour}"),
+        (["data.source=folder"], "config.data: source='folder' needs a path"),
+        (["data.source=disk"], "config.data: source='disk' is not known"),
+        (["manipulator.output=best"], "config.manipulator: output='best' is not known"),
+        (["identity.kind=arc"], "config.identity: kind='arc' recognises nobody"),
+        (["objective.identity_weight=1"], "config.objective: identity_weight=1.0 has no network"),
+        (["objective.top_k=0"], "config.objective: top_k=0 keeps nothing"),
+        (["timesteps.given=(2000,)"], "config.objective: timesteps=(2000,)"),
+        (["timesteps.given=()", "timesteps.rule=best"], "config.timesteps: rule='best' selects no timesteps"),
+        (["search.images=1"], "config.search: images=1 must be at least 2"),
+    ],
+)
+def test_a_bad_value_is_one_line(build, overrides, message):
+    with pytest.raises(ValueError) as error:
+        build("debug", *overrides)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_clip_of_another_width(build):
+    with pytest.raises(ValueError, match="config.clip: the CLIP of portraits reads text states of width 128"):
+        build("clip,debug", "clip.path=portraits")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_world, tmp_path_factory):
+    """The workdir of a finished run."""
+    workdir = tmp_path_factory.mktemp("run") / "sdd"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDD_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "array_cache"))
+        patch.setattr(sdd_job, "PREVIEW", 2)
+        overrides = [f"--config.{text}" for text in (*SMALL, f"model={tiny_world}")]
+        assert entry.main([f"--config={CONFIG}:debug", f"--workdir={workdir}", *overrides]) == 0
+    return workdir
+
+
+def test_a_run_trains_previews_and_exports(finished, tmp_path):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line[name]) for line in lines for name in ("loss", "gradient", "l2"))
+    assert lines[0]["l2"] == 0 and lines[1]["l2"] > 0, "the manipulator starts as the identity"
+    with Image.open(finished / "samples" / "00000002.png") as grid:
+        assert grid.height > 3 * 64
+    job, params, _ = open_run(finished)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    edited = np.asarray(make_editor(job.objective.manipulator)(params, job.frozen, images))
+    assert edited.shape == images.shape and np.abs(edited).max() <= 1
+    assert export.main([f"--workdir={finished}", f"--out={tmp_path / 'out'}"]) == 0
+    translator, loaded, _, tasks = load_translator(tmp_path / "out")
+    assert tasks == ("a photo of a {species} with white {coat}",) and translator.output == "residual"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), loaded, params)
+
+
+def test_evaluate_compares_with_editors_and_says_when_training_pays(finished, tiny_world, capsys):
+    arguments = [f"--workdir={finished}", "--samples=1", "--steps=2", f"--world={tiny_world}"]
+    assert evaluate.main(arguments) == 0
+    report = json.loads((finished / "evaluation" / "metrics.json").read_text())
+    assert list(report["rows"]) == ["original", "SDD", "SDEdit, 2 steps", "DDIB, 2 steps", "counterfactual"]
+    rows = report["rows"]
+    assert all(np.isfinite(value) for row in rows.values() for value in row.values() if value is not None)
+    assert rows["SDD"]["evaluations"] == 1 and rows["DDIB, 2 steps"]["evaluations"] > 2
+    assert rows["counterfactual"]["psnr"] > rows["SDD"]["psnr"]
+    assert set(report["cost"]) == {"train", "manipulator", "editors", "break_even"}
+    assert (report["edit"]["attribute"], report["edit"]["value"]) == ("hair", "white")
+    out = capsys.readouterr().out
+    assert "| SDD |" in out and "break-even" in out and (finished / "evaluation" / "grid.png").is_file()
