@@ -5,10 +5,10 @@ on a run (`--workdir`). Several images go in one batch: as many `--source` and `
 `--option key=value` sets what the method takes; a wrong one is answered with the list. The output is one PNG, with
 `--beside` the source before each edit; `--frames` draws the way there, of methods that have one, as a strip or a GIF.
 
-    python -m sdd_jax.edit --method=p2p,npi,sdedit --pairs=portraits --samples=16 --out=DIR
+    python -m sdd_jax.edit --method=p2p,npi,sdedit --benchmark=portraits --samples=16 --out=DIR
 
-instead measures methods on pairs with known answers (`portraits`), or on a CSV in the published benchmark's columns
-(`--pairs=FILE.csv --images=DIR`): a table, `editing.json` and `editing.png` in DIR. See docs/editing.md.
+instead measures methods on edits of portraits with known answers: a table, `editing.json` and `editing.png` in DIR (see
+docs/editing.md; for real images `python -m sdd_jax.evaluate --protocol=editing`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from PIL import Image, ImageOps
 
 from sdd_jax.command import run_command
 from sdd_jax.data.decode import read_picture
-from sdd_jax.data.edit_pairs import EDITS, parse_edit, read_edit_list
+from sdd_jax.data.edit_pairs import EDITS, parse_edit
 from sdd_jax.data.records import to_float
 from sdd_jax.images import make_grid, to_uint8, write_grid
 from sdd_jax.jobs.editing import METHODS, EditRequest, edit, frozen_of, side_unit
-from sdd_jax.jobs.editing_report import Editor, report_list, report_pairs
+from sdd_jax.jobs.editing_report import Editor, report_pairs
 from sdd_jax.models.bundle import load
 from sdd_jax.runs import open_run
 from sdd_jax.types import Frozen, ModelBundle
@@ -58,11 +58,11 @@ def _edit(argv: Sequence[str]) -> None:
         if method not in METHODS:
             raise ValueError(f"--method={method} is no editing method; use {', '.join(METHODS)}")
     options = parse_options(flags.option)
-    if flags.pairs:
+    if flags.benchmark:
         print(_measure(flags, tuple(methods), options))
         return
     if len(methods) > 1:
-        raise ValueError(f"--method={flags.method}: one image is edited by one method; several need --pairs")
+        raise ValueError(f"--method={flags.method}: one image is edited by one method; several need --benchmark")
     if not flags.image or not flags.target:
         raise ValueError("--image and --target: say what to edit, and what it should show")
     source, target = (_prompts(name, getattr(flags, name), len(flags.image)) for name in ("source", "target"))
@@ -93,27 +93,17 @@ def _edit(argv: Sequence[str]) -> None:
 
 
 def _measure(flags: argparse.Namespace, methods: tuple[str, ...], options: dict[str, Any]) -> str:
-    """Measures methods on pairs, as `--pairs` asks; returns the table."""
+    """Measures methods on portraits, as `--benchmark` asks; returns the table."""
     if flags.image or flags.target or flags.frames or flags.beside:
-        raise ValueError("--pairs brings its own images and prompts: leave --image, --target, --frames, --beside out")
+        raise ValueError("--benchmark has its own images and prompts: leave --image, --target, --frames, --beside out")
     if flags.samples < 1 or flags.batch < 1:
         raise ValueError(f"--samples={flags.samples}, --batch={flags.batch}: ask for at least one")
-    if flags.pairs == "portraits":
-        edits = tuple(flags.edits.split(",")) if flags.edits else EDITS
-        for one in edits:
-            parse_edit(one)
-        model, frozen = open_model(flags)
-        editor = Editor(
-            model=model, frozen=frozen, methods=methods, options=options, seed=flags.seed, batch=flags.batch
-        )
-        return report_pairs(editor, flags.out, flags.samples, edits, flags.world)
-    if flags.images is None:
-        raise ValueError(f"--pairs={flags.pairs}: give the folder of its pictures as --images")
-    rows = read_edit_list(Path(flags.pairs), flags.images)
+    edits = tuple(flags.edits.split(",")) if flags.edits else EDITS
+    for one in edits:
+        parse_edit(one)
     model, frozen = open_model(flags)
-    size = parse_size(flags.size, model)
-    editor = Editor(model=model, frozen=frozen, methods=methods, options=options, seed=flags.seed)
-    return report_list(editor, rows, (read_image(row.image, size) for row in rows), flags.out, flags.clip, flags.dino)
+    editor = Editor(model=model, frozen=frozen, methods=methods, options=options, seed=flags.seed, batch=flags.batch)
+    return report_pairs(editor, flags.out, flags.samples, edits, flags.world)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,16 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
     parser.add_argument("--beside", action="store_true", help="put each source before its edit")
     parser.add_argument("--frames", type=Path, help="a .png strip or a .gif of the way")
-    parser.add_argument("--out", required=True, type=Path, help="a PNG; with --pairs a directory")
-    pairs = parser.add_argument_group("measuring methods")
-    pairs.add_argument("--pairs", help='"portraits", or a CSV: file_name, old_caption, edited_caption, blended_words')
-    pairs.add_argument("--images", type=Path, help="folder of the CSV's pictures")
-    pairs.add_argument("--samples", type=int, default=16, help="portraits of each edit")
-    pairs.add_argument("--edits", default="", help="of portraits, as accessory=hat,weather=snowing")
-    pairs.add_argument("--batch", type=int, default=16, help="portraits edited at once")
-    pairs.add_argument("--world", default="portraits", help="whose instruments measure portraits")
-    pairs.add_argument("--clip", default="", help="directory of a CLIP, for a CSV's CLIP-T and CLIP-I")
-    pairs.add_argument("--dino", default="", help="directory of a DINOv2, for a CSV's cosine")
+    parser.add_argument("--out", required=True, type=Path, help="a PNG; of a benchmark a directory")
+    benchmark = parser.add_argument_group("measuring methods")
+    benchmark.add_argument("--benchmark", choices=("portraits",), help="measure on these in place of editing --image")
+    benchmark.add_argument("--samples", type=int, default=16, help="portraits of each edit")
+    benchmark.add_argument("--edits", default="", help="as accessory=hat,weather=snowing; by default nine")
+    benchmark.add_argument("--batch", type=int, default=16, help="portraits edited at once")
+    benchmark.add_argument("--world", default="portraits", help="whose instruments measure")
     return parser
 
 

@@ -1,5 +1,6 @@
 """`python -m sdd_jax.edit` on the tiny world: pictures, tables, and users' mistakes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,9 +8,8 @@ import pytest
 from PIL import Image
 
 from sdd_jax import edit
-from sdd_jax.data.edit_pairs import EditRow
 from sdd_jax.evals.editing import CEILING
-from sdd_jax.jobs.editing_report import Editor, _request
+from sdd_jax.jobs.editing_report import Editor
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -38,7 +38,7 @@ def test_a_batch_of_pictures_of_another_size(tiny_world, pictures, tmp_path, cap
 
 def test_methods_on_portraits(tiny_world, tmp_path, capsys):
     arguments = ["--method=sdedit,ddib", f"--model={tiny_world}", f"--world={tiny_world}", f"--out={tmp_path}"]
-    arguments += ["--pairs=portraits", "--samples=2", "--edits=accessory=hat,weather=snowing", "--batch=3"]
+    arguments += ["--benchmark=portraits", "--samples=2", "--edits=accessory=hat,weather=snowing", "--batch=3"]
     assert edit.main([*arguments, "--option", "steps=2", "--option", "sdedit.strength=1.0"]) == 0
     report = json.loads((tmp_path / "editing.json").read_text())
     assert list(report["rows"]) == ["source", "autoencoder", "sdedit", "ddib"]
@@ -51,25 +51,12 @@ def test_methods_on_portraits(tiny_world, tmp_path, capsys):
     assert "| sdedit |" in capsys.readouterr().out and (tmp_path / "editing.png").is_file()
 
 
-def test_methods_on_a_benchmarks_list(tiny_world, pictures, tmp_path, capsys):
-    (tmp_path / "edits.csv").write_text(
-        "file_name,old_caption,edited_caption,blended_words\na.png,a cat,a dog,cat dog\nb.png,a lion,a bear,\n"
-    )
-    arguments = ["--method=sdedit", f"--model={tiny_world}", f"--pairs={tmp_path / 'edits.csv'}", "--option", "steps=2"]
-    assert edit.main([*arguments, f"--images={pictures}", f"--out={tmp_path / 'out'}"]) == 0
-    (row,) = json.loads((tmp_path / "out" / "editing.json").read_text())["rows"].values()
-    assert set(row) == {"psnr", "ssim", "evaluations", "seconds"} and "| sdedit |" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out" / "sdedit").iterdir()) == ["00000.png", "00001.png"]
-
-
-def test_a_rows_words_are_blended_where_both_captions_have_some(tiny_model, tmp_path):
-    editor = Editor(model=tiny_model[0], frozen={}, methods=("p2p", "ddib"), options={"p2p.cross": 0.2})
-    image = np.zeros((64, 64, 3), np.float32)
-    row = EditRow(tmp_path, "a black cat", "a white dog", "cat dog")
-    both = _request(editor, "p2p", image, row).options
-    assert both == {"cross": 0.2, "blend_source": "cat", "blend_target": "dog"}
-    assert _request(editor, "ddib", image, row).options == {}
-    assert _request(editor, "p2p", image, row._replace(words="dog")).options == {"cross": 0.2}
+def test_options_belong_to_methods(tiny_model):
+    options = {"p2p.cross": 0.2, "steps": 4}
+    editor = Editor(model=tiny_model[0], frozen={}, methods=("p2p", "ddib"), options=options)
+    assert editor.options_of("p2p") == {"cross": 0.2, "steps": 4} and editor.options_of("ddib") == {"steps": 4}
+    with pytest.raises(ValueError, match="--option p2p.cross: 'p2p' is not among the methods ddib"):
+        dataclasses.replace(editor, methods=("ddib",)).options_of("ddib")
 
 
 def test_frames_are_a_strip_or_a_gif(tmp_path):
@@ -104,7 +91,7 @@ def test_mistakes(one_line, tiny_world, pictures, tmp_path):
     where = [f"--model={tiny_world}", f"--out={tmp_path / 'out.png'}"]
     cases = [
         (["--method=p3p", *picture], "--method=p3p is no editing method; use icd"),
-        (["--method=p2p,npi", *picture], "one image is edited by one method; several need --pairs"),
+        (["--method=p2p,npi", *picture], "one image is edited by one method; several need --benchmark"),
         (["--method=p2p"], "--image and --target: say what to edit"),
         (["--method=p2p", "--image", tmp_path / "no.png", "--target", "x"], "no.png: no such image"),
         (["--method=p2p", *picture, "--source", "a", "b"], "--source: 2 prompts for 1 images"),
@@ -114,11 +101,9 @@ def test_mistakes(one_line, tiny_world, pictures, tmp_path):
         (["--method=p2p", *picture, "--frames=x.mp4"], "--frames=x.mp4: name a .png strip or a .gif"),
         (["--method=icd", *picture], "icd edits with a run of stage 2: name it as --workdir"),
         (["--method=ddib", *picture, "--option", "strength=1"], "--option.strength is not a field of Inversion"),
-        (["--method=ddib", *picture, "--pairs=portraits"], "--pairs brings its own images and prompts"),
-        (["--method=ddib", "--pairs=portraits", "--edits=hat"], "'hat' is no edit of a portrait"),
-        (["--method=ddib", "--pairs=x.csv"], "--pairs=x.csv: give the folder of its pictures as --images"),
-        (["--method=ddib", "--pairs=x.csv", f"--images={tmp_path}"], "x.csv: no such CSV"),
-        (["--method=ddib", "--pairs=portraits", "--samples=0"], "--samples=0, --batch=16: ask for at least one"),
+        (["--method=ddib", *picture, "--benchmark=portraits"], "--benchmark has its own images and prompts"),
+        (["--method=ddib", "--benchmark=portraits", "--edits=hat"], "'hat' is no edit of a portrait"),
+        (["--method=ddib", "--benchmark=portraits", "--samples=0"], "--samples=0, --batch=16: ask for at least one"),
     ]
     for arguments, message in cases:
         assert message in one_line(*arguments, *where), message

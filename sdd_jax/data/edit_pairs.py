@@ -3,19 +3,13 @@
 An edit is "attribute=value" (`accessory=hat`). Its pairs are the first held-out portraits that do not have the value
 already: source image and canonical caption, and the counterfactual's. The mask is where the two pictures differ,
 widened by `MARGIN` pixels, for a latent is four wide.
-
-`read_edit_list` reads the published benchmark's CSV (file_name, old_caption, edited_caption, blended_words) for real
-images, whose answers are not known.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +19,6 @@ from sdd_jax.data.records import to_float
 EDITS = ("hair=white", "hair=black", "expression=smiling", "expression=angry", "accessory=glasses", "accessory=hat",
          "species=lion", "species=cat", "weather=snowing")  # fmt: skip
 MARGIN = 2
-COLUMNS = ("file_name", "old_caption", "edited_caption", "blended_words")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,40 +86,3 @@ def difference_mask(a: np.ndarray, b: np.ndarray, margin: int = MARGIN) -> np.nd
     differs = np.pad((a != b).any(-1), margin)
     windows = np.lib.stride_tricks.sliding_window_view(differs, (2 * margin + 1,) * 2)
     return np.asarray(windows.any((-1, -2)), np.float32)[..., None]
-
-
-class EditRow(NamedTuple):
-    """One edit of a real image. words: whose region changes, of the two captions; '' for none."""
-
-    image: Path
-    source: str
-    target: str
-    words: str
-
-
-def read_edit_list(path: Path, images: Path) -> list[EditRow]:
-    """Reads a benchmark's CSV, whose file names are relative to `images`.
-
-    Raises:
-        FileNotFoundError: the CSV, or an image that it names, is missing.
-        ValueError: a column is missing, or the file holds no rows.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such CSV of edits")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS[:3] if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} has no column {missing[0]!r}: a list of edits has {', '.join(COLUMNS)}")
-        rows = [
-            EditRow(
-                images / row["file_name"], row["old_caption"], row["edited_caption"], row.get("blended_words") or ""
-            )
-            for row in reader
-        ]
-    if not rows:
-        raise ValueError(f"{path} holds no edits")
-    for row in rows:
-        if not row.image.is_file():
-            raise FileNotFoundError(f"{path} names {row.image}, which is missing: set --images to its folder")
-    return rows

@@ -1,13 +1,9 @@
-"""Editing methods measured on the same edits: portraits with exact answers, or a benchmark's CSV of real images.
+"""Editing methods measured on the same edits of portraits, whose answers are known exactly.
 
-On portraits every method answers all pairs of `data.edit_pairs`, in batches; two rows frame them: the original returned
-as it is, and the counterfactual through the autoencoder, the most that a latent method can reach. On a CSV (columns
-file_name, old_caption, edited_caption, blended_words), images go one by one, each with its own words to blend where
-the method takes them and the captions have them, and what can be measured without answers is: PSNR and SSIM to the
-source; with the directory of a CLIP, CLIP-T (edit, caption) and CLIP-I (edit, source); with that of a DINOv2, its
-cosine (edit, source).
-
-Wall-clock is seconds an image, without compilation: the first batch runs once before the clock starts.
+Every method answers all pairs of `data.edit_pairs`, in batches. Two rows frame them: the original returned as it is,
+and the counterfactual through the autoencoder, the most that a latent method can reach. Wall-clock is seconds an image,
+without compilation: the first batch runs once before the clock starts. (Real images, whose answers are not known, are
+measured by `python -m sdd_jax.evaluate --protocol=editing`.)
 """
 
 from __future__ import annotations
@@ -16,27 +12,21 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.config import validate
-from sdd_jax.data.edit_pairs import EDITS, EditPairs, EditRow, edit_pairs, parse_edit
-from sdd_jax.evals.clip_score import CLIPScorer, cosine
+from sdd_jax.data.edit_pairs import EDITS, EditPairs, edit_pairs, parse_edit
 from sdd_jax.evals.editing import COLUMNS, edit_metrics
-from sdd_jax.evals.image_metrics import psnr, ssim
-from sdd_jax.evals.preprocess import DINOV2, prepared
-from sdd_jax.evals.streaming import ShardedApply
-from sdd_jax.images import to_uint8, write_grid
+from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing import EditRequest, EditResult, edit, frozen_of
 from sdd_jax.jobs.icd import editing_model
 from sdd_jax.jobs.world import read_instruments, world_directory
 from sdd_jax.models.bundle import load
-from sdd_jax.models.dinov2 import embed_image, load_dinov2
 from sdd_jax.runs import open_run
 from sdd_jax.types import Frozen, ModelBundle
 
@@ -148,88 +138,6 @@ def _autoencoded(editor: Editor, images: np.ndarray) -> np.ndarray:
     reconstruct = jax.jit(lambda vae, x: model.decode(vae, model.encode(vae, x)))
     starts = range(0, len(images), editor.batch)
     return np.concatenate([np.asarray(reconstruct(editor.frozen["vae"], images[i : i + editor.batch])) for i in starts])
-
-
-def report_list(
-    editor: Editor, rows: Sequence[EditRow], images: Iterable[np.ndarray], out: Path, clip: str = "", dino: str = ""
-) -> str:
-    """Measures methods on a benchmark's rows; writes OUT/editing.json, OUT/METHOD/NUMBER.png and .png, returns a table.
-
-    images: the rows' sources, f32[H,W,3]. clip, dino: directories of a CLIP with its tokenizer and of a DINOv2.
-    """
-    sources = np.stack(list(images))
-    metrics: dict[str, dict[str, float]] = {}
-    answers: dict[str, np.ndarray] = {}
-    for method in editor.methods:
-        requests = [_request(editor, method, source, row) for source, row in zip(sources, rows, strict=True)]
-        edit(method, requests[0])
-        began = time.monotonic()
-        results = [edit(method, request) for request in requests]
-        seconds = (time.monotonic() - began) / len(rows)
-        answers[method] = np.concatenate([result.image for result in results])
-        pair = jnp.asarray(answers[method]), jnp.asarray(sources)
-        metrics[method] = {
-            "psnr": float(np.mean(psnr(*pair))),
-            "ssim": float(np.mean(ssim(*pair))),
-            "evaluations": float(np.mean([result.evaluations for result in results])),
-            "seconds": seconds,
-        }
-        for i, image in enumerate(answers[method]):
-            write_grid(out / method / f"{i:05d}.png", [image[None]])
-    if clip:
-        _add_clip(metrics, answers, sources, [row.target for row in rows], clip)
-    if dino:
-        _add_dino(metrics, answers, sources, dino)
-    shown = {"source": sources[:SHOWN], **{method: images[:SHOWN] for method, images in answers.items()}}
-    write_grid(out / "editing.png", list(shown.values()), list(shown))
-    content = {"model": editor.model.source, "images": len(rows), "seed": editor.seed, "rows": metrics}
-    (out / "editing.json").write_text(json.dumps(content, indent=2) + "\n")
-    return _table(metrics, tuple(next(iter(metrics.values()))))
-
-
-def _request(editor: Editor, method: str, image: np.ndarray, row: EditRow) -> EditRequest:
-    """A row's request, blending its words where method and captions have them."""
-    options = editor.options_of(method)
-    source, target = (
-        [word for word in row.words.split() if word.lower() in _words(text)] for text in (row.source, row.target)
-    )
-    if source and target and method in ("p2p", "npi", "nti", "icd") and editor.model.tokenize_2 is None:
-        options = {"blend_source": " ".join(source), "blend_target": " ".join(target), **options}
-    return EditRequest(
-        model=editor.model, frozen=editor.frozen, image=image[None], source=(row.source,), target=(row.target,),
-        seed=editor.seed, options=options,
-    )  # fmt: skip
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip(".,;:!?") for word in text.lower().split()]
-
-
-def _add_clip(
-    metrics: dict[str, dict[str, float]],
-    answers: Mapping[str, np.ndarray],
-    sources: np.ndarray,
-    texts: Sequence[str],
-    directory: str,
-) -> None:
-    scorer = CLIPScorer.load(directory)
-    wanted, before = scorer.embed_texts(texts), scorer.embed_images(list(to_uint8(sources)))
-    for method, images in answers.items():
-        found = scorer.embed_images(list(to_uint8(images)))
-        metrics[method] |= {
-            "clip_t": float(np.mean(cosine(found, wanted))), "clip_i": float(np.mean(cosine(found, before)))
-        }  # fmt: skip
-
-
-def _add_dino(
-    metrics: dict[str, dict[str, float]], answers: Mapping[str, np.ndarray], sources: np.ndarray, directory: str
-) -> None:
-    config, params = load_dinov2(directory)
-    apply = ShardedApply(lambda params, pixels: embed_image(config, params, pixels), params, batch=16)
-    before = apply.all(prepared(list(to_uint8(sources)), DINOV2))
-    for method, images in answers.items():
-        found = apply.all(prepared(list(to_uint8(images)), DINOV2))
-        metrics[method]["dino"] = float(np.mean(cosine(found, before)))
 
 
 def _table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sdd_jax.data import portraits
-from sdd_jax.data.edit_pairs import EDITS, difference_mask, edit_pairs, parse_edit, read_edit_list
+from sdd_jax.data.edit_pairs import EDITS, difference_mask, edit_pairs, parse_edit
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +49,3 @@ def test_edits_are_known_and_counted():
             parse_edit(edit)
     with pytest.raises(ValueError, match="0 pairs of 9 edits"):
         edit_pairs(count=0)
-
-
-def test_a_benchmarks_list(tmp_path):
-    (tmp_path / "a.png").touch()
-    table = tmp_path / "edits.csv"
-    table.write_text('file_name,old_caption,edited_caption,blended_words\na.png,a cat,"a dog, happy",cat dog\n')
-    (row,) = read_edit_list(table, tmp_path)
-    assert row == (tmp_path / "a.png", "a cat", "a dog, happy", "cat dog")
-    table.write_text("file_name,old_caption,edited_caption\nb.png,a,b\n")
-    with pytest.raises(FileNotFoundError, match=r"names .*b.png, which is missing: set --images"):
-        read_edit_list(table, tmp_path)
-    table.write_text("file_name,edited_caption\na.png,b\n")
-    with pytest.raises(ValueError, match="has no column 'old_caption'"):
-        read_edit_list(table, tmp_path)
-    table.write_text("file_name,old_caption,edited_caption\n")
-    with pytest.raises(ValueError, match="holds no edits"):
-        read_edit_list(table, tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such CSV"):
-        read_edit_list(tmp_path / "none.csv", tmp_path)
