@@ -18,7 +18,7 @@ from sdd_jax.tables.claims import judge
 from sdd_jax.tables.types import Stat, Table
 from sdd_jax.train import EngineConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLES = [value for value in vars(sdd).values() if isinstance(value, Table)]
 
 
