@@ -10,6 +10,7 @@ What the control is depends on the run's condition, and is brought to the run's 
 | edit | the picture to edit | the instruction |
 | inpaint | the picture, and --mask: white where to fill in | what the whole shows |
 | none | nothing | what to draw |
+| (a run of iCD) | nothing | what to draw, in the run's own number of jumps |
 
 `--samples` draws several side by side; `--beside` puts the control first. Several runs that trained adapters alone on
 one teacher work together: give `--workdir` and `--control` once for each, and `--weight` for other weights than 1.
@@ -34,12 +35,13 @@ from sdd_jax.data.conditions import edge_image, masked_image, read_depth, three_
 from sdd_jax.data.folder import read_image
 from sdd_jax.data.records import to_float
 from sdd_jax.images import write_grid
+from sdd_jax.jobs import icd
 from sdd_jax.jobs.ccd_report import condition_of
 from sdd_jax.jobs.conditional import SAMPLERS, condition_images, make_sampler
 from sdd_jax.jobs.conditional_data import ConditionConfig
 from sdd_jax.models.adapters import Composition
 from sdd_jax.objectives.network import ConditionalNetwork
-from sdd_jax.runs import open_run
+from sdd_jax.runs import open_run, read_config
 from sdd_jax.train import Job
 from sdd_jax.types import Frozen, Params
 
@@ -69,6 +71,9 @@ def _sample(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     if flags.samples < 1:
         raise ValueError(f"--samples={flags.samples}: ask for at least one")
+    if read_config(flags.workdir[0]).get("task") == "icd":
+        _sample_icd(flags)
+        return
     for path in (*flags.control, *([flags.mask] if flags.mask else [])):
         if not path.is_file():
             raise FileNotFoundError(f"--{'mask' if path == flags.mask else 'control'}={path}: no such image")
@@ -97,6 +102,16 @@ def _sample(argv: Sequence[str]) -> None:
     _log.info("%d steps, %d samples: %.1f s with compilation", flags.steps, flags.samples, time.monotonic() - began)
     beside = [condition_images(hint[None]) for hint in hints if hint is not None] if flags.beside else []
     write_grid(flags.out, [np.concatenate([*beside, images])])
+    _log.info("wrote %s", flags.out)
+
+
+def _sample_icd(flags: argparse.Namespace) -> None:
+    """Draws a prompt with iCD's reverse model."""
+    if len(flags.workdir) > 1 or flags.control or flags.mask or flags.weight or flags.solver or flags.size:
+        raise ValueError("a run of iCD is sampled alone: give --prompt, --samples, --guidance, --seed and --out")
+    job, params, step = open_run(flags.workdir[0])
+    _log.info("%s, step %d", job.name, step)
+    write_grid(flags.out, [icd.draw(job, params, flags.prompt, flags.samples, flags.seed, flags.guidance)])
     _log.info("wrote %s", flags.out)
 
 

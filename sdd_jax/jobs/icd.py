@@ -22,7 +22,7 @@ from sdd_jax.config import validate
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries, solver_grid
 from sdd_jax.images import write_grid
-from sdd_jax.jobs.captioned import CaptionedPortraits, captioned_data, captioned_stream, title
+from sdd_jax.jobs.captioned import CaptionedPortraits, captioned_data, captioned_stream, title, token_ids
 from sdd_jax.jobs.editing import Static, frozen_of, guided_unet, reads_guidance, usual_guidance
 from sdd_jax.jobs.guidance_distill import heldout_ids, heldout_images
 from sdd_jax.jobs.world import tree_hash
@@ -235,6 +235,29 @@ def reconstruct(
     )  # fmt: skip
     z = route.encode(up, model.encode(frozen["vae"], images), noise)
     return model.decode(frozen["vae"], route.decode(down, z)), z
+
+
+def draw(job: Job, params: Params, prompt: str, samples: int, seed: int, guidance: float | None) -> np.ndarray:
+    """Images f32[samples,H,W,3] of a prompt by the reverse model, in the jumps it was trained for.
+
+    guidance: a scale that the model was trained at; None is the usual one. ValueError for any other.
+    """
+    objective = job.objective
+    assert isinstance(objective, ICD)
+    w = best_scale(objective) if guidance is None else guidance
+    if w not in objective.scales:
+        raise ValueError(
+            f"--guidance={w:g}: this model was trained at {', '.join(f'{one:g}' for one in objective.scales)}"
+        )
+    model = objective.model
+    whole = {
+        **job.frozen, "reverse": unet_of(objective, params, job.frozen, "reverse"), "boundaries": objective.boundaries
+    }  # fmt: skip
+    row = token_ids(model, prompt)
+    ids = {name: jnp.asarray(np.repeat(value[None], samples, 0)) for name, value in row.items()}
+    side = model.sample_size
+    noise = initial_noise(jax.random.key(seed), (samples, side, side, model.latent_channels))
+    return np.asarray(generate(Static(model), whole, ids, noise, jnp.float32(w)))
 
 
 def route_of(model: ModelBundle, boundaries: Boundaries) -> BoundaryRoute:

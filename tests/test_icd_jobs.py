@@ -1,0 +1,251 @@
+"""iCD's jobs on the tiny world: both stages, their reports, an edit, and weights that PyTorch reads."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sdd_jax
+from sdd_jax import edit, evaluate, export, jobs, sample
+from sdd_jax.config import defaults_of, load_config
+from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries
+from sdd_jax.jobs import guidance_distill as stage1
+from sdd_jax.jobs import icd as stage2
+from sdd_jax.jobs import icd_report
+from sdd_jax.jobs.editing import Static
+from sdd_jax.models import lora
+from sdd_jax.runs import open_run
+from sdd_jax.train import EngineConfig, engine_config
+from sdd_jax.training.checkpoint import Checkpoints
+from sdd_jax.training.optim import make_optimizer
+from sdd_jax.training.state import create_state
+from sdd_jax.training.step import make_train_step
+from sdd_jax.training.workdir import hold_workdir
+
+CONFIG = Path(__file__).parents[1] / "configs" / "icd.py"
+STAGE1 = ["data.count=4", "batch_size=2", "ema=none"]
+STAGE2 = [
+    *STAGE1,
+    "objective.boundaries=2",
+    "objective.lora.rank=2",
+    "objective.lora.targets=('to_q', 'conv1', 'proj_in')",
+]
+TERMS = ("reverse_cd", "forward_cd", "forward_preservation", "reverse_preservation")
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def build(variant, *overrides):
+    return jobs.build(load_config(f"{CONFIG}:{variant}", overrides, defaults_of(EngineConfig)))
+
+
+def optimizer_of(job):
+    engine = engine_config(job.config)
+    return make_optimizer(engine.optimizer, engine.steps)
+
+
+def write_run(job, workdir):
+    """A workdir as after two steps of training, which moved every weight a little."""
+    optimizer, _ = optimizer_of(job)
+    rng = np.random.default_rng(len(job.objective.phases))
+    params = job.objective.init(jax.random.key(1), job.frozen)
+    params = jax.tree.map(lambda x: jnp.asarray(x + 0.02 * rng.normal(size=x.shape), jnp.float32), params)
+    create = functools.partial(create_state, objective=job.objective, optimizer=optimizer, with_ema=False)
+    shapes = jax.eval_shape(lambda key, frozen: create(key, frozen=frozen), jax.random.key(0), job.frozen)
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    state = dataclasses.replace(state, params=params, step=jnp.asarray(2, jnp.int32))
+    with (
+        hold_workdir(workdir, job.config, job.fingerprint),
+        Checkpoints(workdir, keep=2, config=job.config, fingerprint=job.fingerprint) as checkpoints,
+    ):
+        checkpoints.save(2, state)
+        checkpoints.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_world, tmp_path_factory):
+    """Workdirs of a run of stage 1 (all weights) and of stage 2 (LoRA) from it."""
+    root = tmp_path_factory.mktemp("icd")
+    write_run(build("stage1,debug", f"model={tiny_world}", *STAGE1), root / "1")
+    write_run(build("stage2,lora,debug", f"teacher.workdir={root / '1'}", *STAGE2), root / "2")
+    return root / "1", root / "2"
+
+
+@pytest.fixture(scope="module")
+def opened(runs):
+    """(job, params, step) of both runs, read back; the commands below read the same, so that programs compile once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage1, "PREVIEW", 1)
+        patch.setattr(stage1, "PREVIEW_STEPS", 1)
+        patch.setattr(stage2, "PREVIEW", 2)
+        read = {workdir: open_run(workdir) for workdir in runs}
+        for module in (stage1, icd_report, edit, export):
+            patch.setattr(module, "open_run", read.__getitem__)
+        yield tuple(read.values())
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_batch_goes_through_the_training_step(opened, array_cache, stage):
+    job = opened[stage][0]
+    batch = next(job.stream(0))
+    assert {name: value.shape for name, value in batch.items()} == {"moments": (2, 16, 16, 8), "input_ids": (2, 40)}
+    optimizer, schedule = optimizer_of(job)
+
+    def run(key, frozen, batch):
+        state = create_state(key, job.objective, optimizer, frozen, with_ema=False)
+        return state, *make_train_step(job.objective, optimizer, schedule=schedule)(state, frozen, batch, key)
+
+    before, after, metrics = jax.eval_shape(run, jax.random.key(0), job.frozen, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+    assert set(metrics) >= {"loss", *(TERMS if stage else ("relative_rmse",))}
+    if stage:
+        assert set(before.params) == {"forward", "reverse"} and len(before.opt_state) == 1
+        teacher = Path(job.fingerprint["teacher"])
+        assert (teacher / "config.json").is_file() and len(job.fingerprint["teacher_hash"]) == 64
+
+
+def test_previews(opened, tmp_path):
+    for name, (job, params, step) in zip("12", opened, strict=True):
+        job.previews(params, None, job.frozen, step, tmp_path / name)
+        with Image.open(tmp_path / name / "00000002.png") as grid:
+            assert grid.height >= 4 * 64
+
+
+def test_stage_2_starts_from_what_stage_1_trained(opened):
+    (first, params, _), (second, adapters, _) = opened
+    want = first.objective.student_unet(params, first.frozen)
+    jax.tree.map(np.testing.assert_array_equal, second.frozen["teacher"]["unet"], want)
+    assert np.abs(want["time_embedding"]["cond_proj"]["kernel"]).max() > 1e-4, "the projection is trained"
+    assert (
+        second.objective.boundaries == BOUNDARIES["2"]
+        and second.objective.lora.scale == 4
+        and second.objective.lora.targets[1] == "conv1"
+    )
+    for name in ("forward", "reverse"):
+        assert any(np.abs(pair["b"]).max() > 1e-4 for pair in adapters[name].values())
+
+
+def test_the_student_is_a_model_of_its_own(runs, opened, tmp_path):
+    assert export.main([f"--workdir={runs[0]}", f"--out={tmp_path / 'student'}"]) == 0
+    model, params = sdd_jax.load(tmp_path / "student")
+    assert model.configs["unet"]["time_cond_proj_dim"] == 512
+    job, trained, _ = opened[0]
+    jax.tree.map(np.testing.assert_array_equal, params["unet"], job.objective.student_unet(trained, job.frozen))
+    teacher = stage2.open_teacher(stage2.TeacherConfig(model=str(tmp_path / "student")), jnp.float32, "none")
+    assert teacher.content_hash == model.content_hash
+
+
+def test_exported_adapters_draw_the_same_images_in_pytorch(runs, opened, tmp_path):
+    """The reverse model's two jumps from one noise, in diffusers with peft, and decoded there."""
+    for workdir, name in zip(runs, ("student", "icd"), strict=True):
+        assert export.main([f"--workdir={workdir}", f"--out={tmp_path / name}"]) == 0
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "student" / "unet").eval()
+    vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "student" / "vae").eval()
+    unet.load_lora_adapter(tmp_path / "icd" / "reverse" / "pytorch_lora_weights.safetensors", prefix="unet")
+    assert (tmp_path / "icd" / "forward" / "pytorch_lora_weights.safetensors").is_file()
+
+    job, params, _ = opened[1]
+    model, frozen = stage2.editing_model(job, params)
+    noise = np.random.default_rng(0).normal(size=(2, 16, 16, 4)).astype(np.float32)
+    ids = {"input_ids": jnp.asarray(model.tokenize(["a smiling lion", "a cat at night"]))}
+    ours = np.asarray(stage2.generate(Static(model), frozen, ids, jnp.asarray(noise), jnp.float32(3.0)))
+
+    context = torch.from_numpy(np.array(model.embed_text(frozen["text"], ids["input_ids"])[0]))
+    angles = 2000.0 * np.exp(-np.arange(256) * np.log(10000.0) / 255)
+    w = torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)])[None].astype(np.float32)).expand(2, -1)
+    acp = np.concatenate([model.alphas_cumprod.astype(np.float64), [1.0]])
+    z = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        for t, s in ((999, 519), (519, -1)):
+            eps = unet(z, t, context, timestep_cond=w, return_dict=False)[0]
+            x0 = (z - (1 - acp[t]) ** 0.5 * eps) / acp[t] ** 0.5
+            z = acp[s] ** 0.5 * x0 + (1 - acp[s]) ** 0.5 * eps
+        theirs = vae.decode(z / vae.config.scaling_factor, return_dict=False)[0].numpy().transpose(0, 2, 3, 1)
+    assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
+    plain = frozen["teacher"]["unet"]
+    merged = lora.merge(plain, params["reverse"], job.objective.lora)
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (plain, merged)), strict=True))
+
+
+def test_evaluate_measures_both_stages(runs, opened, tiny_world, capsys, monkeypatch):
+    monkeypatch.setattr(stage1, "comparison", lambda objective: lambda *_: ([np.zeros((1, 8, 8, 3))], ["as previewed"]))
+    assert evaluate.main([f"--workdir={runs[0]}", "--samples=2", "--guidance=1,3"]) == 0
+    report = json.loads((runs[0] / "evaluation" / "metrics.json").read_text())["metrics"]
+    assert set(report) == {"relative_rmse@1", "relative_rmse@3", "student_f", "teacher_f"}
+    assert report["teacher_f"] == 2 and 1 <= report["student_f"] < 1.05, "half the cost"
+    assert "| 3 |" in capsys.readouterr().out and (runs[0] / "evaluation" / "grid.png").is_file()
+
+    assert evaluate.main([f"--workdir={runs[1]}", "--samples=2", "--guidance=1", f"--world={tiny_world}"]) == 0
+    (row,) = json.loads((runs[1] / "evaluation" / "metrics.json").read_text())["rows"].values()
+    assert {"psnr", "ssim", "mse", "clip_distance", "nll", "attributes", "clip_score", "frechet"} == set(row)
+    assert all(np.isfinite(value) for value in row.values()) and "| w = 1 |" in capsys.readouterr().out
+
+
+def test_edit_with_a_run(runs, opened, tmp_path, capsys):
+    picture = tmp_path / "in.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
+    arguments = ["--method=icd", f"--workdir={runs[1]}", "--image", str(picture), "--source", "a cat"]
+    arguments += ["--target", "a lion", f"--out={tmp_path / 'out.png'}", "--beside", "--option", "tau=0.5"]
+    assert edit.main(arguments) == 0
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (2 * 64 + 2, 64)
+    assert "icd: 6 evaluations an image" in capsys.readouterr().out
+
+
+def test_sample_with_a_run(runs, opened, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sample, "open_run", lambda workdir: dict(zip(runs, opened, strict=True))[workdir])
+    arguments = [f"--workdir={runs[1]}", "--prompt=a cat", f"--out={tmp_path / 'out.png'}"]
+    assert sample.main([*arguments, "--samples=2", "--guidance=3"]) == 0
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (2 * 64 + 2, 64)
+    for flag, message in (("--guidance=5", "--guidance=5: this model was trained at 1, 2"), ("--size=32", "alone")):
+        assert sample.main([*arguments, flag]) == 2 and message in capsys.readouterr().err
+
+
+def test_mistakes_in_the_teacher_and_the_partner(runs, opened, tiny_world, monkeypatch):
+    monkeypatch.setattr(stage2, "open_run", lambda workdir: dict(zip(runs, opened, strict=True))[workdir])
+
+    of_run = f"teacher.workdir={runs[0]}"
+    cases = [
+        (("stage2",), "config.teacher: give either workdir"),
+        (("stage2", f"teacher.model={tiny_world}"), "does not read its guidance scale (no time_cond_proj_dim)"),
+        (("stage2", f"teacher.workdir={runs[1]}"), "is a 'icd' run: name one of stage 1"),
+        (("stage2", of_run, "objective.boundaries=249,999"), "boundaries [249] are not on the solver grid"),
+        (("stage2", of_run, "objective.boundaries=5_steps"), "config.objective.boundaries='5_steps': use 4_tau0.8"),
+        (("forward", of_run), "config.partner.workdir is empty: a preservation loss of the forward model alone"),
+        (("stage2", of_run, f"partner.workdir={runs[1]}"), "this run trains both models; leave it empty"),
+        (("forward", of_run, f"partner.workdir={runs[1]}"), "has other boundaries or another LoRA"),
+        (("forward", of_run, f"partner.workdir={runs[0]}"), "is no iCD run that trained the reverse model"),
+        (("stage1", f"model={runs[0]}"), "model_index.json"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            build(*arguments)
+        assert message in str(error.value) and "\n" not in str(error.value), error.value
+    alone = build("reverse", of_run)
+    assert alone.objective.trained == ("reverse",) and "reverse from 259" in alone.name
+    with pytest.raises(ValueError, match="this iCD run has no forward model"):
+        stage2.editing_model(alone, {"reverse": alone.frozen["teacher"]["unet"]})
+    partner = [
+        f"partner.workdir={runs[1]}",
+        "objective.boundaries=2",
+        "objective.lora.rank=2",
+        "objective.lora.alpha=8",
+    ]
+    forward = build("forward,lora", of_run, *partner)
+    assert forward.objective.trained == ("forward",) and set(forward.frozen) >= {"reverse", "teacher"}
+
+
+@pytest.mark.parametrize("name", list(BOUNDARIES))
+def test_boundaries_by_name_and_by_their_times(name):
+    one = BOUNDARIES[name]
+    assert stage2.parse_boundaries(name) == one
+    assert stage2.parse_boundaries(",".join(map(str, one.reverse))) == one
+    assert jax.tree.leaves(one) == [] and isinstance(one, Boundaries)
