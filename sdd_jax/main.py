@@ -1,24 +1,22 @@
 """`python -m sdd_jax.main --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=value ...]`: runs a job.
 
 A workdir that holds a checkpoint resumes. What the user got wrong is one line on stderr and exit status 2; a bug
-keeps its traceback (`--debug` keeps every traceback). SIGTERM saves and exits 0.
+keeps its traceback (`--debug` keeps every traceback). SIGTERM saves and exits 0. A process of several ends when
+another one dies, and says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import jax
 
 from sdd_jax import jobs
 from sdd_jax.command import run_command
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.train import EngineConfig, engine_config, run
+from sdd_jax.training.distributed import HEARTBEAT, join_processes, last_word
 from sdd_jax.training.workdir import check_workdir
 
 
@@ -33,15 +31,18 @@ def _train(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", required=True, help="path to a config file, with :variant,variant")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run lives; resumed if it holds one")
     parser.add_argument("--distributed", action="store_true", help="join the other processes of this job first")
+    parser.add_argument(
+        "--heartbeat", type=int, default=HEARTBEAT, help="seconds until a silent process counts as dead"
+    )
     flags = parser.parse_args(rest)
 
     config = load_config(flags.config, overrides, defaults_of(EngineConfig))
     engine_config(config)
     check_workdir(flags.workdir, config)
     if flags.distributed:
-        _join_processes()
-
-    run(jobs.build(config), flags.workdir)
+        join_processes(flags.heartbeat)
+    with last_word():
+        run(jobs.build(config), flags.workdir)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -59,16 +60,6 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             argument = f"{argument}={pending.pop(0)}"
         overrides.append(argument)
     return overrides, rest
-
-
-def _join_processes() -> None:
-    """Joins the job's processes: as Slurm, Open MPI or a TPU pod announces them, or as the JAX_* variables say."""
-    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    jax.distributed.initialize(
-        num_processes=int(count) if count else None, process_id=int(index) if index else None
-    )  # the coordinator's address: JAX_COORDINATOR_ADDRESS
-    if jax.process_index() != 0:
-        logging.getLogger("sdd_jax").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

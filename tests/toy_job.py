@@ -75,7 +75,15 @@ def make_config(**changes):
 
 def build(config):
     def stream(start_step):
-        return make_stream(Numbers(), jitter, batch_size=config.batch_size, seed=config.seed, start_step=start_step)
+        return make_stream(
+            Numbers(),
+            jitter,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
     return Job(
         name="toy: a linear teacher on 50 random vectors",

@@ -6,18 +6,25 @@
 
 The second rule reads shapes only, so a parameter, its moments, its EMA and its teacher's twin always land alike. XLA's
 partitioner does the rest: the same program runs on one device and on a pod.
+
+Islands of fast network (a TPU slice, GPUs that share one, else a process's devices) decide the order of devices:
+`fsdp`, whose gathers are heavy, stays inside an island, and `data`, which only sums gradients, spans them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+_log = logging.getLogger("sdd_jax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +33,7 @@ class MeshConfig:
 
     data: int = -1
     fsdp: int = 1
-    min_shard_size: int = 2**16
+    min_shard_size: int = 2**14
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -42,7 +49,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh: data={config.data} x fsdp={config.fsdp} does not make {len(devices)} devices; "
             "fsdp must divide their number, data=-1 takes the rest"
         )
-    return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices)
+    return Mesh(arrange(devices, config.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def arrange(devices: Sequence[jax.Device], fsdp: int) -> np.ndarray:
+    """Returns the devices as [data, fsdp], each row of `fsdp` inside one island where islands are large enough.
+
+    Islands are the devices of one `slice_index`, where devices have one, else of one process. Inside an island the
+    order is the one that suits its network (`jax.experimental.mesh_utils`).
+    """
+    islands: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        index = getattr(device, "slice_index", None)
+        islands.setdefault(device.process_index if index is None else index, []).append(device)
+    if any(len(island) % fsdp for island in islands.values()):
+        sizes = sorted({len(island) for island in islands.values()})
+        _log.warning("config.mesh.fsdp=%d spans islands of %s devices: their slower network carries it", fsdp, sizes)
+        return mesh_utils.create_device_mesh((len(devices) // fsdp, fsdp), devices)
+    blocks = [
+        mesh_utils.create_device_mesh((len(island) // fsdp, fsdp), island) for _, island in sorted(islands.items())
+    ]
+    return np.concatenate(blocks)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

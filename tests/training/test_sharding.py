@@ -1,27 +1,32 @@
-"""One program on 1, 2 and 8 devices: same losses, and every array split as the rules say."""
+"""One program on 1, 2 and 8 devices: same losses, arrays split as the rules say, checkpoints that move between them."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sdd_jax.training.sharding import MeshConfig, check_batch_size, make_mesh
+from sdd_jax.training.sharding import MeshConfig, arrange, check_batch_size, make_mesh
 
 _SCRIPT = """
 import functools, json, pathlib, sys
 import jax
 jax.config.update("jax_numpy_rank_promotion", "raise")
+import numpy as np
+import optax
 import sdd_jax.train as train
+from sdd_jax.models.bundle import load
+from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training import sharding
 from toy_job import build, jitter, make_config, Numbers
 from sdd_jax.data.pipeline import make_stream
 
 make_mesh, results = sharding.make_mesh, {}
-for name, devices, fsdp in (("1", 1, 1), ("2", 2, 1), ("8", 8, 1), ("4x2", 8, 2)):
+for name, devices, fsdp in (("1", 1, 1), ("2", 2, 1), ("8", 8, 1), ("4x2", 8, 2), ("1x8", 8, 8)):
     sharding.make_mesh = functools.partial(make_mesh, devices=jax.devices()[:devices])
     config = make_config(log_every=1, checkpoint_every=100, batch_size=16, accumulate=2)
     config.mesh.fsdp, config.mesh.min_shard_size = fsdp, 100
@@ -38,6 +43,33 @@ for name, devices, fsdp in (("1", 1, 1), ("2", 2, 1), ("8", 8, 1), ("4x2", 8, 2)
         "moment": shapes(state.opt_state[0][1][0].mu["dense"]["kernel"]),
         "bias": shapes(state.params["dense"]["bias"]),
     }
+
+# what the last run saved on 8 devices, on other topologies
+state = jax.tree.map(np.asarray, state)
+workdir = pathlib.Path(sys.argv[1]) / "1x8"
+record = json.loads((workdir / "config.json").read_text())
+for name, devices, fsdp in (("1", 1, 1), ("4", 4, 1), ("2x2", 4, 2), ("8", 8, 1)):
+    config = sharding.MeshConfig(fsdp=fsdp, min_shard_size=100)
+    layout = sharding.tree_shardings(state, make_mesh(config, jax.devices()[:devices]), config)
+    wanted = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, layout)
+    with Checkpoints(workdir, keep=2, config=record["config"], fingerprint=record["fingerprint"]) as checkpoints:
+        restored = checkpoints.restore(wanted)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, at: x.sharding == at, restored, layout)))
+    results[f"restored {name}"] = shapes(restored.params["dense"]["kernel"])
+
+# a state of the embedded UNet, by the rules' default sizes
+_, params = load("portraits", on_host=True)
+state = jax.eval_shape(lambda p: {"params": p, "ema": p, "moments": optax.adam(1.0).init(p)}, params["unet"])
+for fsdp in (1, 4):
+    config = sharding.MeshConfig(fsdp=fsdp)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
+    placed = sharding.place(zeros, sharding.tree_shardings(state, make_mesh(config), config))
+    held = [0] * 8
+    for leaf in jax.tree.leaves(placed):
+        for shard in leaf.addressable_shards:
+            held[shard.device.id] += shard.data.nbytes
+    results[f"bytes {fsdp}"] = held
 print(json.dumps(results))
 """
 
@@ -57,7 +89,7 @@ def results(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["2", "8", "4x2"])
+@pytest.mark.parametrize("mesh", ["2", "8", "4x2", "1x8"])
 def test_twenty_losses_do_not_depend_on_the_mesh(results, mesh):
     assert len(results["1"]["loss"]) == 20
     np.testing.assert_allclose(results[mesh]["loss"], results["1"]["loss"], rtol=1e-5)
@@ -71,6 +103,7 @@ def test_twenty_losses_do_not_depend_on_the_mesh(results, mesh):
         ("2", [8, 16], [16, 16]),
         ("8", [2, 16], [16, 16]),
         ("4x2", [2, 16], [8, 16]),
+        ("1x8", [2, 16], [2, 16]),
     ],
 )
 def test_shards_have_the_sizes_of_the_rules(results, mesh, batch, kernel):
@@ -79,6 +112,55 @@ def test_shards_have_the_sizes_of_the_rules(results, mesh, batch, kernel):
     for name in ("kernel", "ema", "moment"):
         assert results[mesh][name] == [kernel] * count
     assert results[mesh]["bias"] == [[16]] * count  # below min_shard_size
+
+
+def test_a_checkpoint_of_eight_devices_is_read_on_other_topologies(results):
+    assert results["restored 1"] == [[16, 16]]
+    assert results["restored 4"] == [[16, 16]] * 4
+    assert results["restored 2x2"] == [[8, 16]] * 4
+    assert results["restored 8"] == [[16, 16]] * 8
+
+
+def test_fsdp_of_four_holds_less_than_a_third_of_the_bytes(results):
+    whole, split = results["bytes 1"], results["bytes 4"]
+    assert len(set(whole)) == 1 and len(set(split)) == 1
+    assert split[0] < whole[0] / 3
+
+
+def devices(islands, size, **attributes):
+    """Fake devices of `islands` processes with `size` devices each, in an order that is not the islands'."""
+    made = [
+        SimpleNamespace(id=size * island + n, process_index=island, platform="cpu", device_kind="cpu", **attributes)
+        for island in range(islands)
+        for n in range(size)
+    ]
+    return made[::2] + made[1::2]
+
+
+@pytest.mark.parametrize(("islands", "size", "fsdp"), [(2, 4, 2), (2, 4, 4), (4, 2, 2), (1, 8, 4), (8, 1, 1)])
+def test_fsdp_stays_inside_an_island(islands, size, fsdp, caplog):
+    mesh = arrange(devices(islands, size), fsdp)
+    assert mesh.shape == (islands * size // fsdp, fsdp)
+    assert sorted(device.id for device in mesh.flat) == list(range(islands * size))
+    assert all(len({device.process_index for device in row}) == 1 for row in mesh)
+    # the batch is split over data, then fsdp: each process's part is one contiguous block, in the order of processes
+    flat = [device.process_index for device in mesh.flat]
+    assert flat == sorted(flat) and not caplog.text
+
+
+def test_islands_are_slices_where_devices_have_them():
+    made = devices(4, 2)
+    for device in made:
+        device.slice_index = device.process_index // 2
+    mesh = arrange(made, 4)
+    assert all(len({device.slice_index for device in row}) == 1 for row in mesh)
+    assert {len({device.process_index for device in row}) for row in mesh} == {2}
+
+
+def test_fsdp_larger_than_an_island_works_and_says_so(caplog):
+    mesh = arrange(devices(4, 2), 4)
+    assert mesh.shape == (2, 4) and len({device.id for device in mesh.flat}) == 8
+    assert "config.mesh.fsdp=4 spans islands of [2] devices" in caplog.text
 
 
 def test_bad_meshes_and_batches_are_one_line():

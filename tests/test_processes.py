@@ -1,0 +1,116 @@
+"""Two gloo processes of two devices train as one process of four, share the writing, and do not outlive each other."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_job
+
+STEPS = 8
+HEARTBEAT = 8
+_CONFIG = f"""
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    return ConfigDict({{
+        "steps": 10**8, "batch_size": 8, "accumulate": 2, "ema": 0.9, "compile_cache": "", "log_every": 1,
+        "checkpoint_every": {STEPS}, "optimizer": {{"learning_rate": 1e-2}},
+        "mesh": {{"fsdp": 2, "min_shard_size": 100}},
+        "objective": {{"noise": 0.1, "poison_from": 10**9, "poison_until": 10**9}},
+    }})
+"""
+
+
+class Processes:
+    """The processes of one job of `count` processes, each with `devices` CPU devices, writing to LOGS/i.log."""
+
+    def __init__(self, config, workdir, logs, count, devices):
+        logs.mkdir()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.logs = [logs / f"{index}.log" for index in range(count)]
+        self.running = []
+        for index, log in enumerate(self.logs):
+            environment = {
+                **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": str(Path(__file__).parents[1]), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index),
+            }  # fmt: skip
+            command = [sys.executable, toy_job.__file__, f"--config={config}", f"--workdir={workdir}"]
+            if count > 1:
+                command += ["--distributed", f"--heartbeat={HEARTBEAT}"]
+            with log.open("w") as output:
+                self.running.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+
+    def kill(self, index):
+        """Kills one process and returns the others' exit statuses."""
+        self.running[index].kill()
+        try:
+            return [process.wait(60) for process in self.running if process is not self.running[index]]
+        finally:
+            for process in self.running:
+                process.kill()
+
+    def text(self, index):
+        return self.logs[index].read_text()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "toy.py"
+    path.write_text(_CONFIG)
+    return path
+
+
+def records(workdir):
+    """The complete lines of a run's metrics."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def wait_until(true, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert true()
+
+
+def saved(workdir):
+    """The newest checkpoint, which a killed job left whole."""
+    steps = [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+    return workdir / "checkpoints" / str(max(steps)) / "default" if steps else None
+
+
+def test_two_processes_train_as_one_and_end_with_each_other(config, tmp_path):
+    runs = {}
+    for name, count, devices in (("one", 1, 4), ("two", 2, 2)):
+        workdir = tmp_path / name
+        runs[name] = Processes(config, workdir, tmp_path / f"{name}_logs", count, devices)
+        wait_until(lambda at=workdir: len(records(at)) >= STEPS and saved(at) is not None)
+        began = time.monotonic()
+        others = runs[name].kill(count - 1)
+    assert others[0] not in (0, 2) and time.monotonic() - began < 4 * HEARTBEAT
+
+    one, two = runs["one"].text(0), runs["two"].text(0)
+    assert "mesh {'data': 2, 'fsdp': 2}" in one and "mesh {'data': 2, 'fsdp': 2}" in two and "spans islands" not in two
+    assert f"step {STEPS}/" in two and "step" not in runs["two"].text(1), "process 0 alone logs"
+    ours, theirs = (records(tmp_path / name)[:STEPS] for name in ("one", "two"))
+    assert [line["step"] for line in theirs] == list(range(1, STEPS + 1))
+    for name in ("loss", "grad_norm", "param_norm"):
+        np.testing.assert_allclose([x[name] for x in theirs], [x[name] for x in ours], rtol=2e-5)
+    assert len(list((tmp_path / "two").glob("events.out.tfevents.*"))) == 1
+    for index in range(2):
+        assert list((saved(tmp_path / "two") / f"ocdbt.process_{index}").rglob("d/*")), "every process writes its part"
+
+    # a helper that outlives the process has the last word
+    wait_until(lambda: "ended early" in runs["two"].text(0), 20)
+    last = runs["two"].text(0).splitlines()[-1]
+    assert last.startswith("error: process 0 of 2 ended early. If another one died") and "same command resumes" in last
