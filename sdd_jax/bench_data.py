@@ -27,9 +27,9 @@ import numpy as np
 
 from sdd_jax.data.degrade_spec import preset
 from sdd_jax.data.latent_records import LatentRecords, LatentWriter, Manifest, text_to_image
-from sdd_jax.data.pipeline import HostBatch, make_stream
+from sdd_jax.data.pipeline import HostBatch, Source, make_stream
 from sdd_jax.data.portraits import SIZE
-from sdd_jax.data.records import PortraitSource, captioned, plain
+from sdd_jax.data.records import PortraitSource, Transform, captioned, plain
 from sdd_jax.data.restoration import degraded_portraits
 from sdd_jax.models.hub import PORTRAITS
 from sdd_jax.models.tokenizer import load_tokenizer
@@ -64,7 +64,7 @@ def streams(scratch: Path) -> dict[str, Iterator[HostBatch]]:
     small = {"moments": (SIZE // 4, SIZE // 4, 8), "context": (40, 128)}
     large = {"moments": (64, 64, 8), "context": (77, 768)}
     pictured = {"moments": large["moments"], "image": (512, 512, 3), "context": large["context"]}
-    sources = {
+    sources: dict[str, tuple[Source, Transform]] = {
         "portraits, drawn": (drawn, plain),
         "portraits, cached": (cached, captioned(tokenize)),
         "super-resolution": (cached, degraded),

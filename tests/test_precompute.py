@@ -1,0 +1,161 @@
+"""Precomputed latents are what the networks give, are gone on with after a kill, and train the job that reads them."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdd_jax import precompute as command
+from sdd_jax.config import defaults_of, load_config
+from sdd_jax.data import portraits
+from sdd_jax.data.degrade_spec import preset
+from sdd_jax.data.latent_records import MANIFEST, LatentRecords, degraded_latents, text_to_image
+from sdd_jax.data.pipeline import make_stream
+from sdd_jax.data.records import PortraitSource, to_float
+from sdd_jax.objectives.inputs import latents_of, text_of
+from sdd_jax.train import EngineConfig
+
+CONFIG = Path(__file__).parents[1] / "configs" / "ccd_sr.py"
+COUNT = 7
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def arguments(world, out, *more):
+    return [
+        f"--config={CONFIG}:debug", f"--out={out}", f"--config.model={world}", f"--config.data.count={COUNT}",
+        "--config.adapter.embedding_channels=(4, 4, 8)", "--config.compile_cache=", "--batch=2", "--shard=4", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tiny_world, tmp_path_factory):
+    """A finished directory, made by the command."""
+    out = tmp_path_factory.mktemp("precomputed") / "latents"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDD_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "array_cache"))
+        assert command.main(arguments(tiny_world, out)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_model):
+    """moments and context of the portraits' pictures and full captions, straight from the networks."""
+    bundle, params = tiny_model
+    source = PortraitSource("train", COUNT, cached=False)
+    images = jnp.stack([to_float(source[i]["image"]) for i in range(COUNT)])
+    return jax.jit(bundle.moments)(params["vae"], images)
+
+
+def test_records_are_what_the_networks_give(made, tiny_model, encoded):
+    bundle, params = tiny_model
+    records = LatentRecords(made, bundle.content_hash)
+    assert len(records) == COUNT and [path.name for path in sorted(made.glob("records*"))] == records.manifest.shards
+    assert records.manifest.data["captions"] == "random" and records.manifest.model == bundle.source
+    null = bundle.embed_text(params, bundle.tokenize([""]))[0]
+    np.testing.assert_allclose(records.null_context, null, atol=1e-5)
+    for index in range(COUNT):
+        record = records[index]
+        np.testing.assert_array_equal(record["image"], portraits.image(portraits.split_indices("train")[index]))
+        np.testing.assert_allclose(record["moments"], encoded[index], atol=2e-3, rtol=2e-3)
+    contexts = np.stack([records[i]["context"] for i in range(COUNT)])
+    captions = captions_of(COUNT)
+    np.testing.assert_allclose(contexts, bundle.embed_text(params, bundle.tokenize(captions))[0], atol=3e-3, rtol=3e-3)
+
+
+def captions_of(count):
+    """The captions that the stream with the config's seed draws, in the source's order."""
+
+    def caption(record, rng):
+        return {"text": np.asarray(portraits.random_caption(portraits.portrait(record["index"]), rng))}
+
+    stream = make_stream(PortraitSource("train", count, cached=False), caption, batch_size=1, seed=0, shuffle=False)
+    return [str(next(stream)["text"][0]) for _ in range(count)]
+
+
+def test_a_job_reads_them_as_it_reads_pictures(made, tiny_model):
+    bundle, params = tiny_model
+    records = LatentRecords(made, bundle.content_hash)
+    transform = degraded_latents(records, preset("portraits", 64))
+    batch = next(make_stream(records, transform, batch_size=2, seed=1))
+    assert batch["condition"].shape == (2, 64, 64, 3) and batch.keys() == {"condition", "moments", "context"}
+    plain = next(make_stream(records, text_to_image, batch_size=2, seed=1))
+    np.testing.assert_array_equal(plain["moments"], batch["moments"])
+    # the same draw from the posterior as from the picture, with the same key
+    index = [int(np.argmin([np.abs(records[i]["moments"] - m).max() for i in range(COUNT)])) for m in batch["moments"]]
+    images = {"image": jnp.stack([to_float(records[i]["image"]) for i in index])}
+    frozen = {"vae": params["vae"], "text": params}
+    drawn = latents_of(bundle, frozen, {k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(3))
+    wanted = jax.jit(lambda x: latents_of(bundle, frozen, x, jax.random.key(3)))(images)
+    np.testing.assert_allclose(drawn, wanted, atol=5e-3)
+    context, added = text_of(bundle, frozen, batch)
+    assert context.shape == (2, *records.null_context.shape[1:]) and added is None
+
+
+def test_a_killed_run_is_gone_on_with_and_ends_alike(made, tiny_world, tmp_path, array_cache, capsys, monkeypatch):
+    out = tmp_path / "again"
+    write_shard, kept = command.LatentWriter.write_shard, []
+
+    def killed(self, index, rows):
+        if kept:
+            raise KeyboardInterrupt
+        kept.append(index)
+        write_shard(self, index, rows)
+
+    monkeypatch.setattr(command.LatentWriter, "write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(arguments(tiny_world, out))
+    monkeypatch.undo()
+    monkeypatch.setenv("SDD_JAX_CACHE", str(array_cache))
+    capsys.readouterr()
+    assert command.main(arguments(tiny_world, out)) == 0
+    assert "1 of 2 shards to make" in capsys.readouterr().out
+    for path in made.glob("records*"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert (out / MANIFEST).read_text() == (made / MANIFEST).read_text()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--config.data.captions=full"], "holds other latents: data is"),
+        (["--config.data.count=5"], "holds other latents: data is"),
+        (["--shard=2"], "holds other latents: shard_size is 4 there and 2 here"),
+        (["--shard=5"], "--shard=5 must be a multiple of --batch=2"),
+        (["--config.data.source=folder"], "source='folder' needs a path"),
+        (["--config.data.source=folder", "--config.data.path=/nowhere"], "/nowhere is not a directory"),
+        (["--config.data.nonsense=1"], "has no key 'nonsense'"),
+    ],
+)
+def test_mistakes_are_one_line_and_change_nothing(made, tiny_world, array_cache, capsys, extra, message):
+    before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    assert command.main(arguments(tiny_world, made, *extra)) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ") and message in error
+    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+
+
+def test_configs_without_a_loaded_model_are_refused(tmp_path, capsys):
+    config = CONFIG.with_name("pretrain_portraits.py")
+    assert command.main([f"--config={config}:classifier", f"--out={tmp_path / 'out'}"]) == 2
+    assert "has no config.model: precompute is for jobs on a loaded model" in capsys.readouterr().err
+
+
+def test_pictures_from_disk_are_sharpened_where_the_degradation_does(tiny_world, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(2):
+        Image.fromarray(portraits.image(index)).save(folder / f"{index}.png")
+    (folder / "1.txt").write_text("a smiling lion")
+    overrides = [
+        f"model={tiny_world}", "data.source=folder", f"data.path={folder}", "data.degradation=real_esrgan",
+        "data.captions=first",
+    ]  # fmt: skip
+    pictures = command.open_pictures(load_config(f"{CONFIG}:debug", overrides, defaults_of(EngineConfig)))
+    spec = preset("real_esrgan", 64)
+    assert pictures.settings["sharpening"] == [spec.sharpen_weight, spec.sharpen_window, spec.sharpen_threshold]
+    assert pictures.settings["pictures"] and pictures.settings["path"] == str(folder)
+    rng = np.random.default_rng(0)
+    assert [pictures.caption(pictures.source[i], rng) for i in range(2)] == ["", "a smiling lion"]
