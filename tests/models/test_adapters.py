@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from sdd_jax.jobs.conditional import AdapterConfig, controlnet_config, make_adapter
-from sdd_jax.models.unet import apply_residuals, make_unet
+from sdd_jax.models.controlnet import init_controlnet, make_controlnet
+from sdd_jax.models.t2i_adapter import T2IAdapterModel, init_t2i_adapter, t2i_config
+from sdd_jax.models.unet import apply_residuals, init_unet, make_unet
 from sdd_jax.types import Residuals
 
 KINDS = ("controlnet", "mu", "t2i")
@@ -171,3 +173,31 @@ def test_an_embedding_of_another_scale_is_refused_in_one_line(tiny_model):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="kind='lora' is not an adapter; use controlnet, mu, t2i, none"):
         AdapterConfig(kind="lora")
+
+
+def test_the_sizes_on_stable_diffusion_15():
+    """The paper: 364M trainable of 1.22B with a frozen UNet. 12 skips and the middle; a T2I-Adapter is far smaller."""
+    sd15 = {
+        "cross_attention_dim": 768,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+        "attention_head_dim": 8,
+        "layers_per_block": 2,
+    }
+    encoder = {name: value for name, value in sd15.items() if name != "up_block_types"}
+
+    def millions(init, module):
+        shapes = jax.eval_shape(lambda key: init(module, key), jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+
+    control = make_controlnet(encoder)
+    trained, unet = millions(init_controlnet, control), millions(init_unet, make_unet(sd15))
+    assert trained == pytest.approx(364, rel=0.01) and trained + unet == pytest.approx(1220, rel=0.01)
+    inputs = {"z": (1, 8, 8, 4), "t": (1,), "context": (1, 2, 768), "condition": (1, 64, 64, 3)}
+    said = jax.eval_shape(
+        lambda key: control.init_with_output(key, **{name: jnp.zeros(shape) for name, shape in inputs.items()})[0],
+        jax.random.key(0),
+    )
+    assert len(said.down) == 12 and said.mid.shape == (1, 1, 1, 1280)
+    assert 70 < millions(init_t2i_adapter, T2IAdapterModel(t2i_config(sd15, 8))) < 80
