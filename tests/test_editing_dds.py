@@ -16,6 +16,7 @@ from sdd_jax.jobs.editing import EditRequest, Static, edit, frozen_of
 from sdd_jax.jobs.editing_dds import Program, make_gradient, most_parts
 from sdd_jax.jobs.editing_dds_options import Contrastive, Delta, Descent, Posterior, shared
 from sdd_jax.jobs.timesteps import read_timesteps
+from sdd_jax.models.bundle import load
 from sdd_jax.models.hub import PORTRAITS
 from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.sampling.score_editing import draw_iteration, timesteps
@@ -199,10 +200,15 @@ def tiny_frozen(tiny_model):
     return frozen_of(*tiny_model)
 
 
-def iteration_flops(model, frozen, method, options, b, guided=True, length=3):
-    """Operations of the compiled program of `length` iterations on b images of 8 x 8 latents, from its trace."""
+def iteration_flops(model, frozen, method, options, b, guided=True, length=3, side=8):
+    """Operations an iteration of the program of `length` iterations on b images of side^2 latents, from its trace."""
     context = jnp.zeros((b, *frozen["null_context"].shape[1:]))
-    inputs = {"z": jnp.zeros((b, 8, 8, 4)), "times": jnp.arange(50, 949), "w": jnp.float32(3), "step": jnp.float32(1)}
+    inputs = {
+        "z": jnp.zeros((b, side, side, 4)),
+        "times": jnp.arange(50, 949),
+        "w": jnp.float32(3),
+        "step": jnp.float32(1),
+    }
     inputs |= dict.fromkeys(("source", "target"), {"context": context, "added_cond": None})
     program = Program(method, shared(options), guided, length)
     carry = editing_dds._start(program.options, inputs["z"])
@@ -210,9 +216,9 @@ def iteration_flops(model, frozen, method, options, b, guided=True, length=3):
     return count_jaxpr(traced.jaxpr.jaxpr).total / length
 
 
-def forward_flops(model, weights, frozen):
+def forward_flops(model, weights, frozen, side=8):
     """F: one forward of one row."""
-    z, t = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1, jnp.int32)
+    z, t = jnp.zeros((1, side, side, 4)), jnp.zeros(1, jnp.int32)
     return count_flops(model.denoise, weights["unet"], z, t, frozen["null_context"]).total
 
 
@@ -230,6 +236,16 @@ def test_an_iteration_costs_what_it_says(tiny_model, tiny_frozen, method, option
     assert iteration_flops(model, tiny_frozen, method, options, 1, guided) == forwards * one
     if method == "dds" and guided:
         assert iteration_flops(model, tiny_frozen, method, options, 8) == 8 * forwards * one
+
+
+@pytest.mark.slow
+def test_an_edit_of_512_pixels_with_sd15_costs_4f_an_iteration():
+    """200 iterations on 64 x 64 latents, alone and in a batch of 8, counted on shapes: nothing is allocated."""
+    model, shapes = load("shapes:stable-diffusion-v1-5/stable-diffusion-v1-5")
+    frozen = frozen_of(model, shapes)
+    one = forward_flops(model, shapes, frozen, side=64)
+    for b in (1, 8):
+        assert iteration_flops(model, frozen, "dds", Delta(), b, length=200, side=64) == 4 * b * one
 
 
 def test_cds_costs_two_forwards_more_at_most(tiny_model, tiny_frozen):
