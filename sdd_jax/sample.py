@@ -14,6 +14,7 @@ What the control is depends on the run's condition, and is brought to the run's 
 
 `--samples` draws several side by side; `--beside` puts the control first. Several runs that trained adapters alone on
 one teacher work together: give `--workdir` and `--control` once for each, and `--weight` for other weights than 1.
+Such adapters also work on other models of their teacher's architecture: `--model` names one.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ from sdd_jax.data.records import to_float
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import icd
 from sdd_jax.jobs.ccd_report import condition_of
-from sdd_jax.jobs.conditional import SAMPLERS, condition_images, make_sampler
+from sdd_jax.jobs.conditional import SAMPLERS, condition_images, frozen_of, make_sampler
 from sdd_jax.jobs.conditional_data import ConditionConfig
 from sdd_jax.models.adapters import Composition
+from sdd_jax.models.bundle import load
 from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.runs import open_run, read_config
 from sdd_jax.train import Job
-from sdd_jax.types import Frozen, Params
+from sdd_jax.types import Frozen, ModelBundle, Params
 
 _log = logging.getLogger("sdd_jax")
 
@@ -59,6 +61,7 @@ def _sample(argv: Sequence[str]) -> None:
     parser.add_argument("--control", type=Path, action="append", default=[], help="see above; one for each workdir")
     parser.add_argument("--mask", type=Path, help="of inpainting: white where to fill in")
     parser.add_argument("--weight", type=float, action="append", default=[], help="of each run's adapter; default 1")
+    parser.add_argument("--model", default="", help="of adapters: another model of the teacher's architecture")
     parser.add_argument("--prompt", default="")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 is off; default: the run's own")
@@ -84,6 +87,8 @@ def _sample(argv: Sequence[str]) -> None:
 
     objective, params, frozen = open_runs(flags.workdir, flags.weight)
     model = objective.model
+    if flags.model:
+        frozen = on_another_model(flags.model, model, params, frozen)
     size = flags.size or model.sample_size * model.downsampling
     if size % model.downsampling:
         raise ValueError(f"--size={size}: sides are multiples of {model.downsampling}")
@@ -146,6 +151,28 @@ def open_runs(workdirs: Sequence[Path], weights: Sequence[float]) -> tuple[Condi
     composition = Composition(adapters=adapters, weights=tuple(weights) or (1.0,) * len(adapters))
     composed = {**params, "adapter": {str(i): own["adapter"] for i, (_, own) in enumerate(opened)}}
     return dataclasses.replace(network, adapter=composition), composed, first.frozen
+
+
+def on_another_model(name: str, teacher: ModelBundle, params: Params, frozen: Frozen) -> Frozen:
+    """`frozen` with the weights of the model `name` in place of the teacher's, for adapters trained alone.
+
+    Raises:
+        ValueError: the run trained its UNet too, or the model is of another architecture.
+    """
+    if "unet" in params:
+        raise ValueError(f"--model={name}: the run trained its UNet too; only adapters work on other models")
+    dtype = jax.tree.leaves(frozen["teacher"]["unet"])[0].dtype
+    bundle, weights = load(name, dtype=dtype)
+    found = frozen_of(bundle, weights)
+
+    def shapes(tree: Frozen) -> Frozen:
+        return jax.tree.map(np.shape, tree)
+
+    expected = {**frozen, "teacher": {"unet": frozen["teacher"]["unet"]}}
+    is_same = bundle.prediction == teacher.prediction and np.array_equal(bundle.alphas_cumprod, teacher.alphas_cumprod)
+    if not is_same or any(shapes(expected[part]) != shapes(value) for part, value in found.items()):
+        raise ValueError(f"--model={name} is of another architecture than {teacher.source}, the run's teacher")
+    return {**frozen, **found}
 
 
 def read_control(path: Path, condition: ConditionConfig, size: int, mask: Path | None) -> np.ndarray:

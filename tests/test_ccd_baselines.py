@@ -11,6 +11,7 @@ from PIL import Image
 from sdd_jax import evaluate, jobs, sample
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.jobs import ccd_report, conditional
+from sdd_jax.models.save import save
 from sdd_jax.runs import open_run
 from sdd_jax.train import EngineConfig, engine_config
 from sdd_jax.training.checkpoint import Checkpoints
@@ -147,6 +148,21 @@ def test_sampling_a_consistency_model_and_a_composition(chain, tmp_path, capsys,
         assert sample.main([*arguments, f"--out={tmp_path / 'none.png'}"]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "none.png").exists()
+
+
+def test_an_adapter_works_on_another_model_of_its_kind(opened, tiny_world, tmp_path):
+    """The other model's weights, all of them; refused for a trained UNet and for another architecture."""
+    job, params, _ = opened["tuned"]
+    model = job.objective.model
+    other = jax.tree.map(lambda x: x + 1, {"unet": job.frozen["teacher"]["unet"], "vae": job.frozen["vae"]})
+    save(model, {**other, **job.frozen["text"]}, tmp_path / "other")
+    found = sample.on_another_model(str(tmp_path / "other"), model, params, job.frozen)
+    same(found["teacher"], {"unet": other["unet"]})
+    same(found["vae"], other["vae"])
+    with pytest.raises(ValueError, match="the run trained its UNet too"):
+        sample.on_another_model(str(tiny_world), model, opened["gd"][1], job.frozen)
+    with pytest.raises(ValueError, match="is of another architecture"):
+        sample.on_another_model("portraits", model, params, job.frozen)
 
 
 def test_reports_measure_what_each_condition_asks(chain, tiny_world, capsys, monkeypatch):
