@@ -9,6 +9,8 @@ from PIL import Image
 
 from sdd_jax import edit
 from sdd_jax.evals.editing import CEILING
+from sdd_jax.jobs import editing
+from sdd_jax.jobs.editing import EditResult
 from sdd_jax.jobs.editing_report import Editor
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -36,19 +38,31 @@ def test_a_batch_of_pictures_of_another_size(tiny_world, pictures, tmp_path, cap
     assert "masactrl: 10 evaluations an image" in capsys.readouterr().out
 
 
-def test_methods_on_portraits(tiny_world, tmp_path, capsys):
-    arguments = ["--method=sdedit,ddib", f"--model={tiny_world}", f"--world={tiny_world}", f"--out={tmp_path}"]
+def copy(request):
+    """A method that changes nothing."""
+    return EditResult(request.image, 1.0)
+
+
+def invert(request):
+    """A method that changes everything, as often as it is told."""
+    return EditResult(-request.image, float(request.options["evaluations"]) / len(request.image))
+
+
+def test_methods_on_portraits(tiny_world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(editing, "METHODS", {name: f"test_edit_command:{name}" for name in ("copy", "invert")})
+    monkeypatch.setattr(edit, "METHODS", editing.METHODS)
+    arguments = ["--method=copy,invert", f"--model={tiny_world}", f"--world={tiny_world}", f"--out={tmp_path}"]
     arguments += ["--benchmark=portraits", "--samples=2", "--edits=accessory=hat,weather=snowing", "--batch=3"]
-    assert edit.main([*arguments, "--option", "steps=2", "--option", "sdedit.strength=1.0"]) == 0
+    assert edit.main([*arguments, "--option", "invert.evaluations=6"]) == 0
     report = json.loads((tmp_path / "editing.json").read_text())
-    assert list(report["rows"]) == ["source", "autoencoder", "sdedit", "ddib"]
-    assert list(report["rows"]["ddib"]) == ["all", "accessory=hat", "weather=snowing"]
-    row = report["rows"]["sdedit"]["all"]
-    assert row["evaluations"] == 4 and report["rows"]["ddib"]["all"]["evaluations"] == 6 and row["seconds"] > 0
-    assert report["rows"]["source"]["all"]["psnr_outside"] == CEILING
-    parts = [report["rows"]["ddib"][edit]["psnr"] for edit in report["edits"]]
-    assert report["rows"]["ddib"]["all"]["psnr"] == pytest.approx(np.mean(parts))
-    assert "| sdedit |" in capsys.readouterr().out and (tmp_path / "editing.png").is_file()
+    assert list(report["rows"]) == ["source", "autoencoder", "copy", "invert"]
+    assert list(report["rows"]["copy"]) == ["all", "accessory=hat", "weather=snowing"]
+    source, copied, inverted = (report["rows"][name]["all"] for name in ("source", "copy", "invert"))
+    assert source.items() < copied.items() and source["psnr_outside"] == CEILING > inverted["psnr_outside"]
+    assert copied["evaluations"] == 1 and inverted["evaluations"] == 2 and copied["seconds"] > 0
+    parts = [report["rows"]["invert"][edit]["psnr"] for edit in report["edits"]]
+    assert inverted["psnr"] == pytest.approx(np.mean(parts))
+    assert "| invert |" in capsys.readouterr().out and (tmp_path / "editing.png").is_file()
 
 
 def test_options_belong_to_methods(tiny_model):

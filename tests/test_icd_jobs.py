@@ -20,7 +20,7 @@ from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries
 from sdd_jax.jobs import guidance_distill as stage1
 from sdd_jax.jobs import icd as stage2
 from sdd_jax.jobs import icd_report
-from sdd_jax.jobs.editing import Static
+from sdd_jax.jobs.editing import EditResult, Static
 from sdd_jax.models import lora
 from sdd_jax.runs import open_run
 from sdd_jax.train import EngineConfig, engine_config
@@ -100,7 +100,9 @@ def test_a_batch_goes_through_the_training_step(opened, array_cache, stage):
 
     def run(key, frozen, batch):
         state = create_state(key, job.objective, optimizer, frozen, with_ema=False)
-        return state, *make_train_step(job.objective, optimizer, schedule=schedule)(state, frozen, batch, key)
+        return state, *make_train_step(job.objective, optimizer, ema_decay=None, schedule=schedule)(
+            state, frozen, batch, key
+        )
 
     before, after, metrics = jax.eval_shape(run, jax.random.key(0), job.frozen, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
@@ -188,15 +190,20 @@ def test_evaluate_measures_both_stages(runs, opened, tiny_world, capsys, monkeyp
     assert all(np.isfinite(value) for value in row.values()) and "| w = 1 |" in capsys.readouterr().out
 
 
-def test_edit_with_a_run(runs, opened, tmp_path, capsys):
-    picture = tmp_path / "in.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
-    arguments = ["--method=icd", f"--workdir={runs[1]}", "--image", str(picture), "--source", "a cat"]
-    arguments += ["--target", "a lion", f"--out={tmp_path / 'out.png'}", "--beside", "--option", "tau=0.5"]
-    assert edit.main(arguments) == 0
-    with Image.open(tmp_path / "out.png") as image:
-        assert image.size == (2 * 64 + 2, 64)
-    assert "icd: 6 evaluations an image" in capsys.readouterr().out
+def test_edit_takes_both_models_from_a_run(runs, opened, tmp_path, monkeypatch):
+    """What the method reads; the method itself is tested in test_edit_methods."""
+    picture, asked = tmp_path / "in.png", []
+    Image.new("RGB", (64, 64)).save(picture)
+    monkeypatch.setattr(edit, "edit", lambda name, request: asked.append(request) or EditResult(request.image, 6.0))
+    arguments = ["--method=icd", f"--workdir={runs[1]}", "--image", str(picture), "--target", "a lion"]
+    assert edit.main([*arguments, f"--out={tmp_path / 'out.png'}"]) == 0
+    (job, params, _), frozen = opened[1], asked[0].frozen
+    assert asked[0].model is job.objective.model and frozen["boundaries"] == BOUNDARIES["2"]
+    for name in ("forward", "reverse"):
+        merged = lora.merge(frozen["teacher"]["unet"], params[name], job.objective.lora)
+        jax.tree.map(np.testing.assert_array_equal, frozen[name], merged)
+    assert edit.main([*arguments, f"--out={tmp_path / 'out.png'}", "--option", "x=1", f"--workdir={runs[0]}"]) == 0
+    assert asked[1].model.configs["unet"]["time_cond_proj_dim"] == 512 and asked[1].options == {"x": 1}
 
 
 def test_sample_with_a_run(runs, opened, tmp_path, capsys, monkeypatch):
@@ -233,12 +240,7 @@ def test_mistakes_in_the_teacher_and_the_partner(runs, opened, tiny_world, monke
     assert alone.objective.trained == ("reverse",) and "reverse from 259" in alone.name
     with pytest.raises(ValueError, match="this iCD run has no forward model"):
         stage2.editing_model(alone, {"reverse": alone.frozen["teacher"]["unet"]})
-    partner = [
-        f"partner.workdir={runs[1]}",
-        "objective.boundaries=2",
-        "objective.lora.rank=2",
-        "objective.lora.alpha=8",
-    ]
+    partner = [f"partner.workdir={runs[1]}", *STAGE2[3:]]
     forward = build("forward,lora", of_run, *partner)
     assert forward.objective.trained == ("forward",) and set(forward.frozen) >= {"reverse", "teacher"}
 

@@ -31,7 +31,7 @@ from sdd_jax.models.save import save
 from sdd_jax.objectives.guidance_distill import GuidanceDistillation, student_configs
 from sdd_jax.objectives.inputs import text_of
 from sdd_jax.runs import open_run
-from sdd_jax.sampling.generate import initial_noise, sample
+from sdd_jax.sampling.generate import Denoise, initial_noise, sample
 from sdd_jax.train import Job, Previews
 from sdd_jax.training.flops import count_flops
 from sdd_jax.types import Batch, Frozen, ModelBundle, Params
@@ -99,24 +99,23 @@ def comparison(objective: GuidanceDistillation) -> Callable[[Params, Frozen], tu
     times, shape = sampling_times(PREVIEW_STEPS), (PREVIEW, model.sample_size, model.sample_size, model.latent_channels)
     ids = heldout_ids(model, PREVIEW)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(by_student: bool, params: Params, frozen: Frozen, w: jax.Array) -> jax.Array:
+    @jax.jit
+    def run(params: Params, frozen: Frozen, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         text, scales = text_of(model, frozen, ids), jnp.full((PREVIEW,), w)
-
-        def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
-            if by_student:
-                return objective.predict(params, frozen, z, t, text, scales)
-            return objective.guided_teacher(frozen, z, t, text, scales)
-
+        networks: list[Denoise] = [
+            lambda z, t: objective.guided_teacher(frozen, z, t, text, scales),
+            lambda z, t: objective.predict(params, frozen, z, t, text, scales),
+        ]
         noise = initial_noise(jax.random.key(0), shape)
-        return model.decode(frozen["vae"], sample(denoise, noise, times, schedule, model.prediction))
+        drawn = [sample(network, noise, times, schedule, model.prediction) for network in networks]
+        teacher, student = jnp.split(model.decode(frozen["vae"], jnp.concatenate(drawn)), 2)
+        return teacher, student
 
     def draw(params: Params, frozen: Frozen) -> tuple[list[np.ndarray], list[str]]:
-        rows = {
-            f"{name}, w = {w:g}": np.asarray(run(name == "student", params, frozen, jnp.float32(w)))
-            for w in (min(objective.scales), max(objective.scales))
-            for name in ("teacher", "student")
-        }
+        rows: dict[str, np.ndarray] = {}
+        for w in (min(objective.scales), max(objective.scales)):
+            teacher, student = run(params, frozen, jnp.float32(w))
+            rows |= {f"teacher, w = {w:g}": np.asarray(teacher), f"student, w = {w:g}": np.asarray(student)}
         return list(rows.values()), list(rows)
 
     return draw
