@@ -113,7 +113,7 @@ class Cache:
     def add_seconds(self, training: Training, seed: int, seconds: float) -> None:
         """Records one more run of the training."""
         total = self.seconds(training, seed) + seconds
-        write_atomically(self.workdir(training, seed) / "time.json", json.dumps({"seconds": round(total, 1)}))
+        write_atomically(self.workdir(training, seed) / "time.json", json.dumps({"seconds": round(total, 3)}))
 
     def evaluation_key(self, row: Row, training_seed: int | None, sampling_seed: int) -> str:
         """The hash that one evaluation of a row is kept under."""

@@ -12,7 +12,8 @@ import fcntl
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -103,16 +104,23 @@ class Children:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[int]:
+def locked(path: Path, what: str, wait: Callable[[], None] | None = None) -> Iterator[int]:
     """Holds a lock file, released by the kernel however its holders die; yields its descriptor.
 
+    wait: called about once a second while another process holds it (it may raise); None: no waiting.
+
     Raises:
-        ValueError: another process holds it; `what` says what that one is doing.
+        ValueError: another process holds it and there is no waiting; `what` says what that one is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{what} ({path} is locked): wait for it, or stop it") from error
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if wait is None:
+                    raise ValueError(f"{what} ({path} is locked): wait for it, or stop it") from error
+                wait()
+                time.sleep(1.0)
         yield file.fileno()

@@ -2,7 +2,8 @@
 
 All rows' first training seeds come first: the table fills before it refines. Every training is a process of
 `python -m sdd_jax.main`, which resumes inside a run; every evaluation one of `sdd_jax.tables.measure`. Results are
-written after each. A row that fails is reported and the others go on.
+written after each. A training that the runner of another table is at is waited for. A row that fails is reported, and
+the others go on.
 """
 
 from __future__ import annotations
@@ -199,11 +200,16 @@ def _train(task: Train, cache: Cache, children: Children) -> None:
     training, seed = task.training, task.seed
     if to_plain(Cache(cache.root).config(training, seed)) != to_plain(cache.config(training, seed)):
         raise Failed(f"{training.config} changed while the table was running; start it again")
-    log, began = cache.workdir(training, seed) / "train.log", time.monotonic()
-    try:
-        children.run([*TRAIN, *cache.arguments(training, seed)], log)
-    finally:
-        cache.add_seconds(training, seed, time.monotonic() - began)
+    workdir = cache.workdir(training, seed)
+    log, lock = workdir / "train.log", workdir.with_name(f"{workdir.name}.lock")
+    with locked(lock, f"{training.config} is being trained by another process", wait=children.check):
+        if cache.is_trained(training, seed):
+            return
+        began = time.monotonic()
+        try:
+            children.run([*TRAIN, *cache.arguments(training, seed)], log)
+        finally:
+            cache.add_seconds(training, seed, time.monotonic() - began)
     if not cache.is_trained(training, seed):
         raise Failed(f"the training stopped at step {cache.step(training, seed)}", log)
     minutes = cache.seconds(training, seed) / 60

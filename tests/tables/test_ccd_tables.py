@@ -13,6 +13,7 @@ from sdd_jax.config import defaults_of, load_config, to_plain
 from sdd_jax.tables import ccd, ccd_measures
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.claims import judge
+from sdd_jax.tables.run import estimate, tasks
 from sdd_jax.tables.types import Stat
 from sdd_jax.train import EngineConfig
 
@@ -70,6 +71,14 @@ def test_rows_differ_in_what_they_are_about(monkeypatch, tmp_path):
         "latent",
     )
     assert cache.config(ccd.FIG3.rows[3].training, 0).objective.ode_model == "pretrained"
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_a_training_takes_15_minutes_and_a_table_4_hours(table, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert all(training.minutes <= 15 for training in TRAININGS.values())
+    cache = Cache(tmp_path)
+    assert estimate(tasks(table.rows, cache), cache) <= 240
 
 
 PAPER = {

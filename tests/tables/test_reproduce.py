@@ -52,6 +52,7 @@ def pretend(monkeypatch):
             workdir = Path(flags["--workdir"])
             noise = float(flags.get("--config.objective.noise", 0.1))
             ran.append(("train", workdir))
+            time.sleep(0.01)
             (workdir / "checkpoints" / "12").mkdir(parents=True)
             (workdir / "checkpoints" / "12" / "MANIFEST.json").touch()
             fit = noise + 0.01 * int(flags["--config.seed"])
@@ -216,6 +217,26 @@ def test_one_runner_at_a_time(table, pretend, cache, tmp_path, capsys):
         err = capsys.readouterr().err
         assert err.startswith("error: toy is being run by another process") and err.count("\n") == 1
     assert command("--rows=nothing", tmp_path=tmp_path) == 0
+
+
+def test_a_training_that_another_table_is_at_is_waited_for(table, pretend, cache, tmp_path):
+    rows = table.select(["taught-worse"])
+    workdir = cache.workdir(rows[0].training, 0)
+    held = threading.Event()
+
+    def other():
+        with locked(workdir.with_name(f"{workdir.name}.lock"), "x"):
+            held.set()
+            time.sleep(0.3)
+            Children().run([*run.TRAIN, *cache.arguments(rows[0].training, 0)], tmp_path / "log")
+
+    runner = threading.Thread(target=other)
+    runner.start()
+    held.wait()
+    run.run_table(table, rows, cache, tmp_path / "out")
+    runner.join()
+    assert [verb for verb, _ in pretend] == ["train", "measure"]
+    assert results(tmp_path / "out")[0]["Taught, worse"]["status"] == "measured"
 
 
 def test_the_plan_is_printed_first_and_alone(table, pretend, tmp_path, capsys):

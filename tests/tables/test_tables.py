@@ -1,6 +1,7 @@
 """Every table of the registry: its rows can be run, its configs resolve, its claims can be decided and left open."""
 
 import importlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +31,20 @@ def test_evaluations_are_functions(table):
         assert callable(getattr(importlib.import_module(module), function)), name
 
 
-def test_every_config_resolves_and_fits_its_limits(table, tmp_path, monkeypatch):
-    """A plan of the whole table resolves every config; a training is planned in 15 minutes, a table in 4 hours."""
+def test_every_config_resolves(table, tmp_path, monkeypatch):
+    """The plan of a whole table resolves all of its configs; what a training needs is put where its config says."""
     monkeypatch.chdir(ROOT)
     cache = Cache(tmp_path)
-    text = plan(table, table.rows, cache)
-    hours, minutes = text.splitlines()[-1].split("about ")[1].split(" h")[0].split(":")
-    assert int(hours) * 60 + int(minutes) <= 240, text
+    assert "evaluations to do" in plan(table, table.rows, cache)
     trainings = [row.training for row in table.rows if row.training]
     while trainings:
         training = trainings.pop()
-        assert training.minutes <= 15, training
         trainings += training.needs.values()
-        for key in training.needs:
-            assert cache.config(training, 0)[key.split(".")[0]].workdir.startswith(str(tmp_path))
+        for key, needed in training.needs.items():
+            value = cache.config(training, 0)
+            for part in key.split("."):
+                value = value[part]
+            assert value == str(cache.workdir(needed, 0))
 
 
 def test_nothing_measured_decides_nothing(table):
@@ -54,8 +55,6 @@ def test_nothing_measured_decides_nothing(table):
 
 
 def test_seeds_and_options_are_json(table):
-    import json
-
     for row in table.rows:
         assert json.loads(json.dumps(dict(row.options))) is not None
         assert all(isinstance(seed, int | np.integer) for seed in (*row.seeds, *row.sampling_seeds))
