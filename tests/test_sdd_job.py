@@ -16,7 +16,6 @@ from sdd_jax import main as entry
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.jobs import sdd as sdd_job
 from sdd_jax.jobs.hqs import Search, write_search
-from sdd_jax.jobs.sdd import make_editor
 from sdd_jax.models.translator import load_translator
 from sdd_jax.runs import open_run
 from sdd_jax.train import EngineConfig, engine_config
@@ -179,10 +178,7 @@ def test_a_run_trains_previews_and_exports(finished, tmp_path):
     assert lines[0]["l2"] == 0 and lines[1]["l2"] > 0, "the manipulator starts as the identity"
     with Image.open(finished / "samples" / "00000002.png") as grid:
         assert grid.height > 3 * 64
-    job, params, _ = open_run(finished)
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
-    edited = np.asarray(make_editor(job.objective.manipulator)(params, job.frozen, images))
-    assert edited.shape == images.shape and np.abs(edited).max() <= 1
+    _, params, _ = open_run(finished)
     assert export.main([f"--workdir={finished}", f"--out={tmp_path / 'out'}"]) == 0
     translator, loaded, _, tasks = load_translator(tmp_path / "out")
     assert tasks == ("a photo of a {species} with white {coat}",) and translator.output == "residual"
