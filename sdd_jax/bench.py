@@ -1,0 +1,240 @@
+"""`python -m sdd_jax.bench`: how fast the work is, against the hardware's limit and against PyTorch.
+
+    python -m sdd_jax.bench --forward=portraits --batch-size=16 --against=torch        one UNet forward
+    python -m sdd_jax.bench --plain=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype=bfloat16 --batch-size=64
+    python -m sdd_jax.bench --config=configs/ccd_sr.py [--against=torch]               any config's step, with its data
+
+After a warm-up, `--repeats` runs of `--steps` steps; the fastest and the median run count. Useful operations are those
+of the live products and convolutions of the step without remat (`training.flops`); MFU divides them by the time and by
+the devices' published peak, on a CPU by what a matrix product reaches in the same run. Data wait is the share of a run
+spent waiting for the next batch (`sdd_jax.data.throughput` times data alone). `--forward` and `--plain` use random
+weights; `--config.model=random:HUB_ID` gives a config random weights of a published model's shape, and a config whose
+data has no path one repeated batch.
+
+`--against=torch` runs the same work in PyTorch diffusers first (`torch_steps`), with the same weights, inputs and
+draws, text states and latents precomputed for both; it prints how far the first results are apart and the ratio of the
+times, to the faster of eager and, with `--torch-compile`, compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdd_jax.benchmarks.chips import chip_of
+from sdd_jax.benchmarks.profile import device_time
+from sdd_jax.benchmarks.twins import check_torch
+from sdd_jax.benchmarks.work import Work, config_work, forward_work, plain_work
+from sdd_jax.command import run_command
+from sdd_jax.config import defaults_of, load_config
+from sdd_jax.main import split_overrides
+from sdd_jax.models.attention import use_attention
+from sdd_jax.train import EngineConfig
+
+WARMUP = 2
+
+
+class Timing(NamedTuple):
+    """Seconds of one step in the fastest and the median run, and the share of time spent waiting for data."""
+
+    fastest: float
+    median: float
+    data_wait: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    return run_command(_bench, argv)
+
+
+def _bench(arguments: Sequence[str]) -> None:
+    overrides, rest = split_overrides(arguments)
+    parser = argparse.ArgumentParser(prog="python -m sdd_jax.bench", description=__doc__, allow_abbrev=False)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--forward", help="UNet forward of this model (portraits, a directory, a published hub id)")
+    which.add_argument("--plain", help="plain diffusion training step of this model")
+    which.add_argument("--config", help="step of a config file with :variants; --config.key=value overrides")
+    parser.add_argument("--batch-size", type=int, default=16, help="of --forward and --plain")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of --forward and --plain")
+    parser.add_argument("--remat", default="none", help="of --plain: none, dots or block")
+    parser.add_argument("--precomputed", action="store_true", help="of --config: one batch of moments and text states")
+    parser.add_argument("--attention", default="auto", choices=("auto", "xla"), help="xla: no fused kernels")
+    parser.add_argument("--steps", type=int, default=5, help="steps of a run")
+    parser.add_argument("--repeats", type=int, default=5, help="runs")
+    parser.add_argument("--against", choices=("torch",), help="also time PyTorch diffusers on the same work")
+    parser.add_argument("--torch-compile", action="store_true", help="PyTorch under torch.compile as well")
+    parser.add_argument("--profile", type=Path, help="directory for a profiler trace of one run, which is summed up")
+    parser.add_argument("--out", type=Path, help="JSON file to write the figures to")
+    flags = parser.parse_args(rest)
+    _check(flags)
+    if flags.against:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two frameworks share the device
+    use_attention(flags.attention)
+    with contextlib.ExitStack() as stack:
+        work = _work(flags, overrides, stack)
+        if flags.against and work.twin is None:
+            raise ValueError(f"--against={flags.against}: there is no PyTorch twin of {work.name}; leave it out")
+        theirs = measure_twin(work, flags) if flags.against else None
+        figures = measure(work, flags.steps, flags.repeats, flags.profile, theirs)
+    print(table(figures))
+    if flags.out is not None:
+        flags.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _check(flags: argparse.Namespace) -> None:
+    for name in ("batch_size", "steps", "repeats"):
+        if getattr(flags, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={getattr(flags, name)}: give at least 1")
+    if flags.out is not None and not flags.out.parent.is_dir():
+        raise FileNotFoundError(f"--out={flags.out}: there is no directory {flags.out.parent}")
+    if flags.against:
+        check_torch()
+
+
+def _work(flags: argparse.Namespace, overrides: Sequence[str], stack: contextlib.ExitStack) -> Work:
+    against = flags.against is not None
+    if flags.forward is not None:
+        return forward_work(flags.forward, flags.batch_size, flags.dtype)
+    if flags.plain is not None:
+        makes = {"batch_size": flags.batch_size, "dtype": flags.dtype, "remat": flags.remat}
+        return plain_work(flags.plain, stack, against=against, **makes)
+    config = load_config(flags.config, overrides, defaults_of(EngineConfig))
+    return config_work(config, stack, from_moments=flags.precomputed or against, against=against)
+
+
+def time_runs(step: Callable[[Any], Any], batch: Callable[[], Any], steps: int, repeats: int) -> Timing:
+    """Times `repeats` runs of `steps` steps after a warm-up; a run ends when its last result is there."""
+    for _ in range(WARMUP):
+        jax.block_until_ready(step(batch()))
+    runs, waited = [], 0.0
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for _ in range(steps):
+            asked = time.perf_counter()
+            item = batch()
+            waited += time.perf_counter() - asked
+            result = step(item)
+        jax.block_until_ready(result)
+        runs.append(time.perf_counter() - began)
+    return Timing(min(runs) / steps, statistics.median(runs) / steps, waited / sum(runs))
+
+
+def measure_twin(work: Work, flags: argparse.Namespace) -> dict[str, Any]:
+    """Times PyTorch's step, eager and where asked compiled, and keeps its first result; frees its memory after."""
+    from sdd_jax.benchmarks import torch_steps
+
+    assert work.twin is not None
+    modes: dict[str, dict[str, float]] = {}
+    first = None
+    for mode in ("eager", *(["compiled"] if flags.torch_compile else [])):
+        twin = work.twin(mode == "compiled")
+        first = twin() if first is None else first
+        timing = time_runs(functools.partial(_ignoring_batch, twin), lambda: None, flags.steps, flags.repeats)
+        modes[mode] = {"fastest": timing.fastest, "median": timing.median}
+        del twin
+        torch_steps.release()
+    return {"first": first, "modes": modes}
+
+
+def _ignoring_batch(step: Callable[[], Any], batch: Any) -> Any:
+    return step()
+
+
+def measure(
+    work: Work, steps: int, repeats: int, profile: Path | None = None, theirs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Times a work and returns its figures, as `--out` writes them; `theirs` are `measure_twin`'s."""
+    kind, devices = jax.devices()[0].device_kind, jax.device_count()
+    first = np.asarray(work.step(work.batch()))
+    timing = time_runs(work.step, work.batch, steps, repeats)
+    memory = peak_memory()
+    product, chip = matmul_rate(), chip_of(kind)
+    peak, rate = chip.flops if chip else product, work.flops / timing.fastest
+    figures = {
+        "work": work.name,
+        "device": f"{devices} x {kind}",
+        "batch_size": work.batch_size,
+        "step_s": {"fastest": timing.fastest, "median": timing.median},
+        "samples_per_s": work.batch_size / timing.fastest,
+        "flops_per_sample": work.flops / work.batch_size,
+        "flops_per_s": rate,
+        "matmul_flops_per_s": product,
+        "peak_flops_per_s": peak,
+        "mfu": rate / (peak * devices),
+        "peak_bytes": memory,
+        "data_wait": timing.data_wait,
+    }
+    if profile is not None:
+        with jax.profiler.trace(str(profile)):
+            jax.block_until_ready([work.step(work.batch()) for _ in range(steps)])
+        figures["device_time"] = device_time(profile)
+    if theirs is not None:
+        fastest = min(times["fastest"] for times in theirs["modes"].values())
+        figures["torch"] = {
+            "modes": theirs["modes"],
+            "difference": float(np.linalg.norm(first - theirs["first"]) / np.linalg.norm(first)),
+            "time_ratio": timing.fastest / fastest,
+        }
+    return figures
+
+
+def matmul_rate() -> float:
+    """Operations a second of a device's matrix product: bfloat16, 8192 wide, on accelerators; float32, 1024, on CPU."""
+    on_cpu = jax.default_backend() == "cpu"
+    size, dtype = (1024, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
+    square = jnp.ones((size, size), dtype)
+    multiply = jax.jit(jnp.matmul)
+    timing = time_runs(lambda _: multiply(square, square), lambda: None, 5, 3)
+    return 2 * size**3 / timing.fastest
+
+
+def peak_memory() -> int:
+    """The most bytes in use so far: of the first device, or of this process where the backend does not count."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures as a Markdown table."""
+    step, theirs = figures["step_s"], figures.get("torch", {})
+    rows = [
+        ("device", figures["device"]),
+        ("batch", str(figures["batch_size"])),
+        ("step, fastest and median run", _milliseconds(step)),
+        ("samples a second", f"{figures['samples_per_s']:.4g}"),
+        ("operations a sample", f"{figures['flops_per_sample'] / 1e9:.5g} GFLOP"),
+        ("useful operations a second", f"{figures['flops_per_s'] / 1e12:.4g} TFLOP/s"),
+        ("matrix product's, per device", f"{figures['matmul_flops_per_s'] / 1e12:.4g} TFLOP/s"),
+        ("MFU", f"{figures['mfu']:.1%} of {figures['peak_flops_per_s'] / 1e12:.4g} TFLOP/s"),
+        ("peak memory", f"{figures['peak_bytes'] / 2**20:.0f} MiB"),
+        ("data wait", f"{figures['data_wait']:.2%}"),
+    ]
+    for kind, share in figures.get("device_time", {}).items():
+        rows.append((f"device time, {kind}", f"{share:.1%}"))
+    rows += [(f"PyTorch {mode}", _milliseconds(times)) for mode, times in theirs.get("modes", {}).items()]
+    if theirs:
+        rows.append(("first results apart, relatively", f"{theirs['difference']:.2g}"))
+        rows.append(("our time / PyTorch's", f"{theirs['time_ratio']:.3g}"))
+    return "\n".join([f"| {figures['work']} | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def _milliseconds(seconds: Mapping[str, float]) -> str:
+    return f"{seconds['fastest'] * 1e3:.4g} ms, {seconds['median'] * 1e3:.4g} ms"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

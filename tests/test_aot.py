@@ -1,0 +1,132 @@
+"""The ahead-of-time command: the real step from shapes alone, its figures and its refusals; slow: a TPU slice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from sdd_jax import aot
+from sdd_jax.benchmarks.chips import CHIPS, Chip
+from sdd_jax.benchmarks.workloads import abstract_program, forward_flops, plain_job
+from sdd_jax.config import defaults_of, load_config
+from sdd_jax.models.bundle import expected_shapes
+from sdd_jax.models.described import read_configs
+from sdd_jax.train import EngineConfig
+from sdd_jax.training.hlo import Traffic
+
+CONFIG = Path(__file__).parents[1] / "configs" / "ccd_sr.py"
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def load(spec, *overrides):
+    return load_config(spec, overrides, defaults_of(EngineConfig))
+
+
+def test_the_command_prints_writes_and_refuses_what_does_not_fit(
+    tiny_world, tmp_path, monkeypatch, capsys, compile_quickly
+):
+    monkeypatch.setattr(aot, "topology", lambda name: (Chip(1e9, 1000.0, 1e9, 1e9), jax.devices()[:1]))
+    out = tmp_path / "figures.json"
+    status = aot.main(
+        [f"--plain={tiny_world}", "--topology=v5e:1x1", "--batch-size=2", "--remat=block", f"--out={out}"]
+    )
+    printed = capsys.readouterr()
+    assert status == 2 and "error: does not fit: 0." in printed.err and printed.err.count("\n") == 1
+    figures = json.loads(out.read_text())
+    assert "| samples per chip and step | 2 |" in printed.out and "estimated from below" in printed.out
+    count = sum(leaf.size for leaf in jax.tree.leaves(expected_shapes(read_configs(str(tiny_world)))["unet"]))
+    assert 16 * count < figures["argument_bytes"] < 17 * count + 2**16, (
+        "parameters, average, two moments; a small batch"
+    )
+    assert figures["peak_bytes"] >= figures["argument_bytes"] + figures["temporary_bytes"]
+    assert figures["forwards_per_sample"] == pytest.approx(3, rel=0.05)
+    assert figures["executed_flops_per_sample"] > 1.1 * figures["flops_per_sample"], "remat is not useful work"
+    estimate = figures["estimate"]
+    assert estimate["step_s"] == max(estimate["compute_s"], estimate["memory_s"]) and figures["collectives"] == {}
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_a_config_of_published_size_becomes_shapes(precomputed):
+    job, useful, batch = aot.config_jobs(load(f"{CONFIG}:sd15", "batch_size=6", "remat=block"), precomputed)
+    assert {type(leaf) for leaf in jax.tree.leaves(job.frozen)} == {jax.ShapeDtypeStruct}
+    assert useful.config.remat == "none" and job.config.remat == "block"
+    shapes = {name: leaf.shape for name, leaf in batch.items()}
+    expected = {"condition": (6, 512, 512, 3), "image": (6, 512, 512, 3), "input_ids": (6, 77)}
+    if precomputed:
+        expected = {"condition": (6, 512, 512, 3), "moments": (6, 64, 64, 8), "context": (6, 77, 768)}
+    assert shapes == expected
+    assert forward_flops(job, batch) == pytest.approx(0.803e12, rel=1e-3)
+
+
+def test_the_embedded_default_keeps_its_own_batch(array_cache, tiny_world):
+    config = load(str(CONFIG), f"model={tiny_world}", "adapter.embedding_channels=(4, 4, 8)")
+    batch = aot.config_jobs(config, from_moments=False)[2]
+    assert {name: leaf.shape for name, leaf in batch.items()} == {
+        "condition": (16, 64, 64, 3),
+        "moments": (16, 16, 16, 8),
+        "input_ids": (16, 40),
+    }
+
+
+def test_every_array_is_laid_out(tiny_world):
+    job, batch = plain_job(str(tiny_world), batch_size=2)
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    step = abstract_program(job, batch, mesh)
+    assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(step.arguments))
+    assert step.arguments[2]["moments"].shape == (2, 16, 16, 8)
+
+
+def test_roofline_by_hand():
+    chip = Chip(flops=100.0, memory=1.0, bandwidth=10.0, interconnect=5.0)
+    found = aot.roofline(useful=300.0, executed=400.0, accessed=50.0, wire=10.0, chip=chip)
+    assert found == {"compute_s": 4.0, "memory_s": 5.0, "interconnect_s": 2.0, "step_s": 5.0, "mfu": 0.6}
+    traffic = {"all-reduce": Traffic(3, 10), "all-gather": Traffic(1, 7), "reduce-scatter": Traffic(1, 2)}
+    assert aot.wire_bytes(traffic, devices=4) == 2 * 10 + 7 + 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e", "give a chip and a shape, as v5e:4x4; chips: v4, v5e, v5p, v6e"),
+        ("h100:8x8", "give a chip and a shape"),
+        ("v5e:4x4x4", "the shape of a v5e slice has 2 dimensions"),
+        ("v5p:2x2x1", "needs libtpu, which is not installed: pip install 'sdd_jax\\[tpu\\]'"),
+    ],
+)
+def test_refused_topologies(name, message, monkeypatch):
+    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        aot.topology(name)
+
+
+def test_mistakes_are_one_line(capsys, tmp_path):
+    for arguments, message in (
+        (["--plain=nobody/nothing", "--topology=v5e"], "give a chip and a shape"),
+        ([f"--config={CONFIG}:sd15", "--topology=v5e:2x2", f"--out={tmp_path}/no/x.json"], "there is no directory"),
+    ):
+        assert aot.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_embedded_unet_on_a_slice_of_v5e(tmp_path):
+    pytest.importorskip("libtpu")
+    figures = {}
+    for fsdp in (1, 2):
+        out = tmp_path / f"{fsdp}.json"
+        arguments = ["--plain=portraits", "--topology=v5e:2x2", "--batch-size=8", f"--fsdp={fsdp}", f"--out={out}"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CONFIG.parents[1]), *sys.path])}
+        command = [sys.executable, "-m", "sdd_jax.aot", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, done.stderr
+        figures[fsdp] = json.loads(out.read_text())
+    assert set(figures[1]["collectives"]) == {"all-reduce"}, "gradients and scalars"
+    assert figures[2]["collectives"]["all-gather"]["bytes"] > 0
+    assert figures[2]["argument_bytes"] < 0.8 * figures[1]["argument_bytes"]
+    assert figures[1]["memory_bytes"] == CHIPS["TPU v5 lite"].memory
+    assert figures[1]["forwards_per_sample"] == pytest.approx(3, rel=0.05)
