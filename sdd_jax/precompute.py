@@ -262,7 +262,7 @@ def _null_text(bundle: ModelBundle, params: Params) -> dict[str, np.ndarray]:
     ids = [
         None if tokenize is None else jnp.asarray(tokenize([""])) for tokenize in (bundle.tokenize, bundle.tokenize_2)
     ]
-    context, pooled = bundle.embed_text(params, *ids)
+    context, pooled = jax.jit(bundle.embed_text)(params, *ids)
     named = {"context": context, "pooled": pooled}
     return {name: np.asarray(value) for name, value in named.items() if value is not None}
 
