@@ -158,8 +158,10 @@ def run_search(
         curve.add(*(np.asarray(x)[:, : done - curve.count] for x in (reading.deficit, reading.magnitude)))
         if time.monotonic() - last > 10 or done == options.images:
             last = time.monotonic()
-            left = (last - began) / max(done - batch, 1) * (options.images - done)
-            _log.info("HQS %r: %d of %d images, %.0f s left", prompt, done, options.images, left)
+            _log.info(
+                "HQS %r: %d of %d images, %s s left",
+                prompt, done, options.images, _left(last - began, done - batch, options.images - done),
+            )  # fmt: skip
     assert curve is not None
     _log.info("the two halves of the images agree to a rank correlation of %.3f", rank_correlation(*curve.halves))
     search = Search(
@@ -205,6 +207,11 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     ranks = [rankdata(x) - (len(x) + 1) / 2 for x in (np.asarray(a), np.asarray(b))]
     norm = float(np.linalg.norm(ranks[0]) * np.linalg.norm(ranks[1]))
     return float(ranks[0] @ ranks[1]) / norm if norm else float("nan")
+
+
+def _left(seconds: float, done: int, to_do: int) -> str:
+    """Time for `to_do` images when `done` took `seconds`, the first batch left out, which compiles."""
+    return f"{seconds / done * to_do:.0f}" if done > 0 else "?" if to_do else "0"
 
 
 def _batches(
