@@ -145,6 +145,7 @@ def test_pairs_are_matched_by_name(tmp_path):
     high = pictures(tmp_path / "high", "a.jpg", "deep/b.png", "more.png")
     items = read_pairs(low, high)
     assert [(item.id, item.reference.name) for item in items] == [("a", "a.jpg"), ("deep_b", "b.png")]
+    assert [item.target for item in items] == ["", ""]
     one_line(lambda: read_pairs(high, low), "has no original of .*more.png")
     one_line(lambda: read_pairs(tmp_path / "none", high), "none holds no images")
     pictures(low, "a.jpg")
@@ -180,6 +181,7 @@ def test_portraits_come_in_every_layout(tmp_path):
     assert len(edits) == len(read_generation(home / "generation.csv")) == 8
     assert all(item.source != item.target for item in edits)
     assert len([item for item in edits if item.blend]) >= 6, "most edits change one word"
+    assert [item.target for item in read_pairs(home / "degraded", home / "images")] == [item.source for item in edits]
     for item in read_pairs(home / "degraded", home / "images"):
         degraded, image = (np.asarray(Image.open(path), float) for path in (item.image, item.reference))
         assert 1 < np.abs(degraded - image).mean() < 40

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdd_jax.data.sources.captions import read_caption
 from sdd_jax.data.sources.raw import inside, read_object
 from sdd_jax.evals.preprocess import image_paths
 
@@ -106,7 +107,7 @@ def read_pie_bench(directory: str | Path) -> list[Item]:
 
 
 def read_pairs(degraded: str | Path, originals: str | Path) -> list[Item]:
-    """The images of a folder with the originals of the same relative name, whatever their suffix.
+    """The images of a folder, captioned by text files of their names where there are, with originals of the same names.
 
     Raises:
         FileNotFoundError: no images, or one without its original.
@@ -119,7 +120,8 @@ def read_pairs(degraded: str | Path, originals: str | Path) -> list[Item]:
                 f"{originals} has no original of {inputs[stem]}: {len(truths)} images of other names"
             )
     return [
-        Item(id=stem.replace("/", "_"), target="", image=path, reference=truths[stem]) for stem, path in inputs.items()
+        Item(stem.replace("/", "_"), read_caption(path.with_suffix(".txt")), image=path, reference=truths[stem])
+        for stem, path in inputs.items()
     ]
 
 

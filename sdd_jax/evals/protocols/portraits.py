@@ -4,7 +4,7 @@ DIR/generation.csv     file_name, caption
 DIR/inversion.csv      file_name, caption
 DIR/editing.csv        file_name, old_caption, edited_caption, blended_words: one attribute changed, in turn
 DIR/images/            the portraits          DIR/counterfactuals/   what each edit should give, exactly
-DIR/degraded/          the portraits as `configs/ccd_sr.py` sees them
+DIR/degraded/          as `configs/ccd_sr.py` sees them, captions beside
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def write_benchmark(directory: Path, count: int) -> Path:
         write_png(directory / "counterfactuals" / name, portraits.image(changed))
         _, low = degrade(image, np.random.default_rng([7, number]), spec)
         write_png(directory / "degraded" / name, condition(low, portraits.SIZE))
+        (directory / "degraded" / name).with_suffix(".txt").write_text(old, encoding="utf-8")
     directory.mkdir(parents=True, exist_ok=True)
     for file, table in (("generation", captions), ("inversion", captions), ("editing", edits)):
         with (directory / f"{file}.csv").open("w", encoding="utf-8", newline="") as out:
