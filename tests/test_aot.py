@@ -11,7 +11,7 @@ import pytest
 
 from sdd_jax import aot
 from sdd_jax.benchmarks.chips import CHIPS, Chip
-from sdd_jax.benchmarks.workloads import abstract_program, forward_flops, plain_job
+from sdd_jax.benchmarks.workloads import abstract_program, forward_flops, plain_job, precomputed
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.models.bundle import expected_shapes
 from sdd_jax.models.described import read_configs
@@ -19,7 +19,6 @@ from sdd_jax.train import EngineConfig
 from sdd_jax.training.hlo import Traffic
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ccd_sr.py"
-SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def load(spec, *overrides):
@@ -49,22 +48,21 @@ def test_the_command_prints_writes_and_refuses_what_does_not_fit(
     assert estimate["step_s"] == max(estimate["compute_s"], estimate["memory_s"]) and figures["collectives"] == {}
 
 
-@pytest.mark.parametrize("precomputed", [False, True])
-def test_a_config_of_published_size_becomes_shapes(precomputed):
-    job, useful, batch = aot.config_jobs(load(f"{CONFIG}:sd15", "batch_size=6", "remat=block"), precomputed)
-    assert {type(leaf) for leaf in jax.tree.leaves(job.frozen)} == {jax.ShapeDtypeStruct}
-    assert useful.config.remat == "none" and job.config.remat == "block"
+def test_a_config_of_published_size_becomes_shapes():
+    job, useful, batch = aot.config_jobs(load(f"{CONFIG}:sd15", "batch_size=6"), from_moments=False)
+    assert {type(leaf) for leaf in jax.tree.leaves(job.frozen)} == {jax.ShapeDtypeStruct} and useful is job
     shapes = {name: leaf.shape for name, leaf in batch.items()}
-    expected = {"condition": (6, 512, 512, 3), "image": (6, 512, 512, 3), "input_ids": (6, 77)}
-    if precomputed:
-        expected = {"condition": (6, 512, 512, 3), "moments": (6, 64, 64, 8), "context": (6, 77, 768)}
-    assert shapes == expected
-    assert forward_flops(job, batch) == pytest.approx(0.803e12, rel=1e-3)
+    assert shapes == {"condition": (6, 512, 512, 3), "image": (6, 512, 512, 3), "input_ids": (6, 77)}
+    encoded = precomputed(job, batch)
+    shapes = {name: leaf.shape for name, leaf in encoded.items()}
+    assert shapes == {"condition": (6, 512, 512, 3), "moments": (6, 64, 64, 8), "context": (6, 77, 768)}
+    assert forward_flops(job, batch) == forward_flops(job, encoded) == pytest.approx(0.803e12, rel=1e-3)
 
 
 def test_the_embedded_default_keeps_its_own_batch(array_cache, tiny_world):
-    config = load(str(CONFIG), f"model={tiny_world}", "adapter.embedding_channels=(4, 4, 8)")
-    batch = aot.config_jobs(config, from_moments=False)[2]
+    config = load(str(CONFIG), f"model={tiny_world}", "adapter.embedding_channels=(4, 4, 8)", "remat=block")
+    job, useful, batch = aot.config_jobs(config, from_moments=False)
+    assert (job.config.remat, useful.config.remat) == ("block", "none")
     assert {name: leaf.shape for name, leaf in batch.items()} == {
         "condition": (16, 64, 64, 3),
         "moments": (16, 16, 16, 8),
