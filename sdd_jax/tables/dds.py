@@ -17,7 +17,7 @@ from sdd_jax.tables.types import Check, Claim, Column, Measured, Plot, Row, Stat
 STUDY = "sdd_jax.jobs.dds_study"
 REPORT = "sdd_jax.jobs.dds_report:translation"
 TIMES = (50, 150, 300, 450, 600, 750, 900)
-SCORE: dict[str, Any] = {"iterations": 200, "guidance": 7.5, "step": 0.2}
+SCORE: dict[str, Any] = {"iterations": 100, "guidance": 3.0}
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 GUIDANCES = (1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0)
 ANIMALS = ("dog", "lion", "bear", "squirrel")
@@ -119,7 +119,7 @@ FIG5 = Table(
         Plot(name="answer", metric="psnr", against="success", label="success"),
         Plot(name="outside", metric="psnr_outside", against="success", label="success"),
     ),
-    note="Points: every 20 iterations of 200 for scores, strengths .2 to .9 for SDEdit.",
+    note="Points: every 10 iterations of 100 for scores at w = 3, strengths .2 to .9 for SDEdit.",
 )
 
 FIG9 = Table(
