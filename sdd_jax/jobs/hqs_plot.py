@@ -17,7 +17,7 @@ def plot_search(path: Path, search: Search, maps: np.ndarray) -> None:
     """Writes the picture as a PNG, atomically. maps: mean |d| at each timestep, f32[m,s,s]."""
     figure = Figure(figsize=(10, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    above = figure.add_gridspec(2, 1, height_ratios=(3, 1.15))
+    above = figure.add_gridspec(2, 1, height_ratios=(3, 0.9))
     top, bottom = (figure.add_subfigure(above[i]) for i in (0, 1))
     axes = top.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     t, hqs = np.asarray(search.t), np.asarray(search.hqs)
