@@ -124,6 +124,7 @@ def topology(name: str) -> tuple[Chip, list[Any]]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("compiling for a TPU needs libtpu, which is not installed: pip install 'sdd_jax[tpu]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so compilations may run side by side
     from jax.experimental import topologies
 
     options: dict[str, Any] = {}
@@ -132,7 +133,7 @@ def topology(name: str) -> tuple[Chip, list[Any]]:
     try:
         found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"--topology={name} is not a slice that libtpu knows: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--topology={name}: libtpu cannot describe it: {str(error).splitlines()[0]}") from error
     return CHIPS[SLICES[kind]], list(found.devices)
 
 

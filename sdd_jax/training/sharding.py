@@ -61,7 +61,9 @@ def arrange(devices: Sequence[jax.Device], fsdp: int) -> np.ndarray:
     islands: dict[int, list[jax.Device]] = {}
     for device in devices:
         index = getattr(device, "slice_index", None)
-        islands.setdefault(device.process_index if index is None else index, []).append(device)
+        if index is None:  # a TPU's that is only described is one slice
+            index = 0 if getattr(device, "platform", "") == "tpu" else device.process_index
+        islands.setdefault(index, []).append(device)
     if any(len(island) % fsdp for island in islands.values()):
         sizes = sorted({len(island) for island in islands.values()})
         _log.warning("config.mesh.fsdp=%d spans islands of %s devices: their slower network carries it", fsdp, sizes)
