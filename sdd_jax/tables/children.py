@@ -52,7 +52,7 @@ class Children:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def run(self, command: Sequence[str], log: Path) -> None:
-        """Runs a command, showing its output and appending it to `log`.
+        """Runs a command, showing its output (tables left out, as long as a network) and appending it to `log`.
 
         Raises:
             Stopped: a stop was asked for.
@@ -78,8 +78,9 @@ class Children:
                 child.terminate()
             try:
                 for line in child.stdout or ():
-                    print(f"    {line}", end="", flush=True)
                     kept.write(line)
+                    if not line.startswith(("|", "+-")):
+                        print(f"    {line}", end="", flush=True)
                     if line.strip():
                         last.append(line.strip())
             except BaseException:
