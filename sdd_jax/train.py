@@ -200,19 +200,19 @@ def run(job: Job, workdir: Path) -> TrainState:
 
         frozen = sharding.place(job.frozen, sharding.shardings_of(program.frozen))
         state = checkpoints.restore(program.state)
+        start = 0 if state is None else int(state.step)
+        # before anything is compiled: data that is missing or damaged ends the run here
+        batches = Prefetch(job.stream(start), lambda batch: sharding.place_batch(batch, mesh))
+        stack.callback(batches.close)
         if state is None:
             state = program.init(program.init_key, frozen)
             _log.info("starting at step 0 in %s", workdir)
             _log.info("parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
         else:
-            _log.info("resuming from step %d in %s", int(state.step), workdir)
-        start = int(state.step)
-
-        batches = Prefetch(job.stream(start), lambda batch: sharding.place_batch(batch, mesh))
-        stack.callback(batches.close)
+            _log.info("resuming from step %d in %s", start, workdir)
         writer = Writer(workdir, start, active=jax.process_index() == 0)
         stack.callback(writer.close)
-        report = Report(engine, job.batch_size, writer)
+        report = Report(engine, job.batch_size, writer, lambda: batches.waited)
 
         for step in range(start, engine.steps):
             if step == engine.profile_step:
@@ -242,11 +242,14 @@ def run(job: Job, workdir: Path) -> TrainState:
 
 
 class Report:
-    """Turns the steps' metrics into log lines, and stops the run when they are not numbers for too long."""
+    """Turns the steps' metrics into log lines, and stops the run when they are not numbers for too long.
 
-    def __init__(self, engine: EngineConfig, batch_size: int, writer: Writer) -> None:
+    `waited` tells the seconds spent waiting for data so far; their share of the time is written as `data_wait`.
+    """
+
+    def __init__(self, engine: EngineConfig, batch_size: int, writer: Writer, waited: Callable[[], float]) -> None:
         self._engine, self._writer = engine, writer
-        self._late, self._mean, self._progress = Late(), Mean(), Progress(engine.steps, batch_size)
+        self._late, self._mean, self._progress = Late(), Mean(), Progress(engine.steps, batch_size, waited)
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Queues a step's device metrics and writes what is due of earlier ones."""
@@ -281,7 +284,9 @@ class Report:
             return
         speed, eta = self._progress.measure(step)
         means = self._mean.take()
-        self._writer.write(step, means if speed is None else {**means, "samples_per_sec": speed})
+        if speed is not None:
+            means |= {"samples_per_sec": speed, "data_wait": self._progress.data_wait}
+        self._writer.write(step, means)
         shown = "?" if speed is None else f"{speed:.1f}"
         _log.info("step %d/%d  loss %.5g  %s samples/s  ETA %s", step, self._engine.steps, means["loss"], shown, eta)
 
