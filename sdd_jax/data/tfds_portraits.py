@@ -1,4 +1,4 @@
-"""The embedded world as a TensorFlow data set: `python -m sdd_jax.data.portraits_tfds --out=DIR --train=24000`.
+"""The embedded world as a TensorFlow data set: `python -m sdd_jax.data.tfds_portraits --out=DIR --train=24000`.
 
 Features: `image` (PNG, 64x64), `caption` (the canonical one, all attributes), `index` (of the portrait). Written as
 array_record, without TensorFlow; read back by `ImageData(source="tfds", path="DIR/portraits/1.0.0", size=64)`.
@@ -73,7 +73,7 @@ def write_portraits(out: str | Path, train: int, heldout: int) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.data.portraits_tfds", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sdd_jax.data.tfds_portraits", description=__doc__)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--train", type=int, default=24_000)
     parser.add_argument("--heldout", type=int, default=2_000)
