@@ -13,9 +13,9 @@ import pytest
 
 from sdd_jax.data import portraits
 from sdd_jax.data.pipeline import make_stream
-from sdd_jax.data.tfds_portraits import write_portraits
 from sdd_jax.data.sources import ImageData, open_source
 from sdd_jax.data.sources.tfds import TfdsSource, _texts
+from sdd_jax.data.tfds_portraits import write_portraits
 
 
 @pytest.fixture(scope="module")
