@@ -41,7 +41,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.checkpoint_every = 100
     config.preview_every = 200
     config.optimizer = ml_collections.ConfigDict(
-        {"name": "adamw", "learning_rate": 5e-4, "warmup_steps": 20, "weight_decay": 1e-2, "clip_norm": 1.0}
+        {
+            "name": "adamw",
+            "learning_rate": 7e-4,
+            "schedule": "cosine",
+            "warmup_steps": 20,
+            "weight_decay": 1e-2,
+            "clip_norm": 1.0,
+        }
     )
     config.adapter = ml_collections.ConfigDict({"kind": "controlnet", "embedding_channels": (16, 32, 64)})
     config.condition = ml_collections.ConfigDict({"task": "superres"})
@@ -94,6 +101,6 @@ def _stable_diffusion(config: ml_collections.ConfigDict, is_21: bool) -> None:
     config.model = "stabilityai/stable-diffusion-2-1-base" if is_21 else "stable-diffusion-v1-5/stable-diffusion-v1-5"
     config.dtype = "bfloat16"
     config.update(steps=100_000, batch_size=256, ema=0.9999, log_every=100, checkpoint_every=2000, preview_every=0)
-    config.optimizer.update(learning_rate=1e-5, warmup_steps=1000)
+    config.optimizer.update(learning_rate=1e-5, schedule="constant", warmup_steps=1000)
     config.adapter.embedding_channels = (16, 32, 96, 256)
     config.data.update(source="folder", size=512, degradation="real_esrgan")
