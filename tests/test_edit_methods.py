@@ -184,7 +184,7 @@ def test_a_sweep_over_guidance_compiles_once():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("p2p", {"strength": 0.5}, "--option.strength is not a field of PromptToPromptInversion; fields: steps"),
+        ("p2p", {"strength": 0.5}, "--option.strength is not a field of PromptToPromptInversion; fields: guidance"),
         ("p2p", {"steps": "many"}, "--option.steps = 'many': expected int"),
         ("p2p", {"cross": 1.5}, "shares of controlled steps lie in"),
         ("p2p", {"emphasis": "hat"}, "emphasis='hat': give words and factors"),
