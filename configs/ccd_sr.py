@@ -5,7 +5,7 @@
 
 | variant | what | hardware, time |
 | --- | --- | --- |
-| (none) | the embedded teacher at 64 px, ControlNet and UNet trained | two CPU cores, 10 min |
+| (none) | the embedded teacher at 64 px, ControlNet and UNet trained | two CPU cores, 12 min |
 | long | the same for an hour, sharper | two CPU cores, 1 h |
 | adapter | the ControlNet alone on a frozen UNet (sec. 4.4) | |
 | mu | the mu-mixing adapter of eq. 10 | |
@@ -13,7 +13,9 @@
 | sd15, sd21 | Stable Diffusion 1.5, 2.1 at 512 px on a folder: set config.data.path | one accelerator or more |
 | debug | any of them, shrunk to seconds | |
 
-Variants combine with commas: `configs/ccd_sr.py:sd15,adapter`.
+Variants combine with commas: `configs/ccd_sr.py:sd15,adapter`. Expected of (none), 128 held-out portraits, 4 steps
+beside bicubic: Frechet 5.7 (51), CLIP distance .13 (.38), attributes .93 (.81), identity .43 (.89), PSNR 15.7 (16.3).
+`long` has not been measured yet.
 """
 
 import ml_collections
