@@ -1,5 +1,6 @@
 """Precomputed latents are what the networks give, are gone on with after a kill, and train the job that reads them."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdd_jax import jobs
 from sdd_jax import precompute as command
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data import portraits
@@ -92,6 +94,20 @@ def test_a_job_reads_them_as_it_reads_pictures(made, tiny_model):
     np.testing.assert_allclose(drawn, wanted, atol=5e-3)
     context, added = text_of(bundle, frozen, batch)
     assert context.shape == (2, *records.null_context.shape[1:]) and added is None
+
+
+def test_a_ccd_job_takes_them_as_its_data(made, tiny_world, tiny_model, array_cache):
+    given = [f"model={tiny_world}", "adapter.embedding_channels=(4, 4, 8)", "data.source=latents", f"data.path={made}"]
+    load = functools.partial(load_config, f"{CONFIG}:debug", defaults=defaults_of(EngineConfig))
+    job = jobs.build(load([*given, "data.degradation=portraits"]))
+    batch = next(job.stream(0))
+    assert batch.keys() == {"condition", "moments", "context"} and batch["condition"].shape == (4, 64, 64, 3)
+    with pytest.raises(ValueError, match="these latents are of pictures with sharpening None, config.data.degradation"):
+        jobs.build(load([*given, "data.degradation=real_esrgan"])).stream(0)
+    with pytest.raises(ValueError, match="config.data.source=latents holds no condition for canny"):
+        jobs.build(load([*given, "data.degradation=", "condition.task=canny"]))
+    with pytest.raises(ValueError, match="source='latents' needs a path"):
+        jobs.build(load([*given, "data.path="]))
 
 
 def test_a_killed_run_is_gone_on_with_and_ends_alike(made, tiny_world, tmp_path, array_cache, capsys, monkeypatch):

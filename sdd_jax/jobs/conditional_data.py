@@ -13,6 +13,7 @@ from sdd_jax.config import validate
 from sdd_jax.data import conditions
 from sdd_jax.data.conditions import Condition, FilePairs
 from sdd_jax.data.degrade_spec import DegradeSpec, preset
+from sdd_jax.data.latent_records import LatentRecords, degraded_latents, text_to_image
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.records import PortraitSource, Transform
 from sdd_jax.data.restoration import degraded_images, degraded_portraits
@@ -37,7 +38,8 @@ DESCRIPTIONS = {
 class ConditionalData:
     """Config of the pictures.
 
-    source: "portraits", or images on disk: "folder", "tar", "tfds" or "coco", at `path` (see `data.sources`).
+    source: "portraits"; images on disk: "folder", "tar", "tfds" or "coco", at `path` (see `data.sources`); "latents":
+        what `precompute` made of either at `path`, with its prompts.
     split: of portraits, tfds and coco. count: of portraits. size: image side of images on disk.
     degradation: of super-resolution, a preset's name; "": "portraits" for portraits, "real_esrgan" for all else.
     captions: as prompts: "random", "none", and "full" (portraits: every attribute named) or "first" (of several).
@@ -52,14 +54,18 @@ class ConditionalData:
     captions: str = "random"
 
     def __post_init__(self) -> None:
-        known = ("random", "full", "none") if self.source == "portraits" else ("random", "first", "none")
-        for name, choices in (("source", ("portraits", *SOURCES)), ("captions", known)):
+        known = {"portraits": ("random", "full", "none"), "latents": ("random",)}.get(
+            self.source, ("random", "first", "none")
+        )
+        for name, choices in (("source", ("portraits", "latents", *SOURCES)), ("captions", known)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; use {', '.join(choices)}")
-        if self.source != "portraits":
-            self.images()
-        else:
+        if self.source == "portraits":
             PortraitData(split=self.split, count=self.count)
+        elif self.source != "latents":
+            self.images()
+        elif not self.path:
+            raise ValueError("source='latents' needs a path: set config.data.path to what precompute wrote")
         _ = self.degrade_spec
 
     @property
@@ -108,6 +114,8 @@ def read_data(config: Mapping[str, Any]) -> tuple[ConditionalData, ConditionConf
     condition = validate(config.get("condition", {}), ConditionConfig, "config.condition")
     if data.degradation and condition.task != "superres":
         raise ValueError(f"config.data.degradation={data.degradation!r} has no effect on {condition.task}: leave it ''")
+    if data.source == "latents" and condition.task not in ("superres", "none"):
+        raise ValueError(f"config.data.source=latents holds no condition for {condition.task}: read the images instead")
     if data.source != "portraits" and condition.task in PAIRED:
         if data.source != "folder" or not condition.path:
             raise ValueError(
@@ -123,6 +131,11 @@ def conditional_stream(
     """Returns start_step -> this process's batches; pictures are rendered, encoded or opened when it is called."""
 
     def stream(start_step: int) -> Iterator[HostBatch]:
+        if data.source == "latents":
+            records = LatentRecords(data.path, bundle.content_hash)
+            degrades = condition.task == "superres"
+            rows = degraded_latents(records, data.degrade_spec) if degrades else text_to_image
+            return stream_of(config, records, rows)(start_step)
         if data.source != "portraits":
             source = open_source(data.images())
             return stream_of(config, source, augmented(data.images(), _file_rows(data, condition, bundle)))(start_step)
