@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	@echo "look at $(DEMO)/evaluation/grid.png"
 
 test: $(VENV)/.installed-test check
-	$(RUN) -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest -m "not slow" -n auto --maxprocesses 2 --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
