@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 
 from sdd_jax.evals.preprocess import (
@@ -31,14 +33,12 @@ def picture(width, height):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["clip", "dinov2"])
 def test_transformers_processors(name, size):
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     if name == "clip":
-        ours, processor = CLIP, pillow_class(transformers, "CLIPImageProcessor")()
+        ours, processor = CLIP, pillow_class("CLIPImageProcessor")()
     else:
         crop = dict(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3)
         statistics = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
-        ours, processor = DINOV2, pillow_class(transformers, "BitImageProcessor")(**crop, **statistics)
+        ours, processor = DINOV2, pillow_class("BitImageProcessor")(**crop, **statistics)
     image = Image.fromarray(picture(*size))
     want = np.asarray(processor(image, return_tensors="np")["pixel_values"])[0].transpose(1, 2, 0)
     got = ours(image)
@@ -46,14 +46,13 @@ def test_transformers_processors(name, size):
     assert np.abs(got - want).max() < TOLERANCE
 
 
-def pillow_class(transformers, name):
+def pillow_class(name):
     """The processor that resizes with Pillow, under the names of transformers 4 and 5."""
     return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_inception_input_is_torchs_interpolate(size):
-    torch = pytest.importorskip("torch")
     image = picture(*size)
     x = torch.tensor(image.transpose(2, 0, 1)[None] / 255, dtype=torch.float32)
     want = 2 * torch.nn.functional.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
