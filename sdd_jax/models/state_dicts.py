@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,16 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
       ImportError: a PyTorch checkpoint where torch is not installed.
       ValueError: another suffix, a damaged file, one that holds more than tensors, or no flat dict of tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; docs/metrics.md lists where each one comes from")
-    if path.suffix == ".safetensors":
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or truncated ({error}); download it again") from None
-    elif path.suffix in PICKLES:
-        tensors = _read_checkpoint(path)
-    else:
-        raise ValueError(f"{path}: weights are read from .safetensors or {' '.join(PICKLES)}, not {path.suffix!r}")
+    tensors = _tensors(Path(path), nested=False)
+    return {name: _float32(value) for name, value in tensors.items() if value.dtype.kind not in "iub"}
+
+
+def read_nested_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """As `read_state_dict`, of a checkpoint of dicts in dicts: {"g_ema": {"input.input": x}} gives "g_ema.input.input".
+
+    Plain values that stand beside the tensors (options, step counts) are left out.
+    """
+    tensors = _tensors(Path(path), nested=True)
     return {name: _float32(value) for name, value in tensors.items() if value.dtype.kind not in "iub"}
 
 
@@ -93,7 +91,20 @@ def _float32(value: np.ndarray) -> np.ndarray:
     return value if value.dtype == np.float32 else value.astype(np.float32)
 
 
-def _read_checkpoint(path: Path) -> StateDict:
+def _tensors(path: Path, *, nested: bool) -> StateDict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file; docs/metrics.md lists where each one comes from")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or truncated ({error}); download it again") from None
+    if path.suffix not in PICKLES:
+        raise ValueError(f"{path}: weights are read from .safetensors or {' '.join(PICKLES)}, not {path.suffix!r}")
+    return _read_checkpoint(path, nested)
+
+
+def _read_checkpoint(path: Path, nested: bool) -> StateDict:
     try:
         import torch
     except ImportError:
@@ -107,6 +118,17 @@ def _read_checkpoint(path: Path) -> StateDict:
         raise ValueError(
             f"{path} is damaged or holds more than tensors, which may run code and is refused ({reason})"
         ) from None
+    if nested:
+        loaded = {name: value for name, value in _leaves(loaded) if isinstance(value, torch.Tensor)}
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise ValueError(f"{path} holds no flat dict of tensors; save the network's state_dict()")
     return {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in loaded.items()}
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of dicts in dicts under dotted names."""
+    if not isinstance(tree, dict):
+        yield prefix, tree
+        return
+    for name, value in tree.items():
+        yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
