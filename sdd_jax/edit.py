@@ -32,16 +32,16 @@ from sdd_jax.data.decode import read_picture
 from sdd_jax.data.edit_pairs import EDITS, parse_edit
 from sdd_jax.data.records import to_float
 from sdd_jax.images import make_grid, to_uint8, write_grid
-from sdd_jax.jobs.editing import METHODS, EditRequest, edit, frozen_of, side_unit
-from sdd_jax.jobs.editing_report import Editor, report_pairs
+from sdd_jax.jobs.editing.methods import METHODS, EditRequest, edit, frozen_of, side_unit
+from sdd_jax.jobs.editing.report import Editor, report_pairs
 from sdd_jax.models.bundle import load
 from sdd_jax.runs import open_run
 from sdd_jax.types import Frozen, ModelBundle
 
 RUNS = {
-    "guidance_distill": "sdd_jax.jobs.guidance_distill:editing_model",
-    "icd": "sdd_jax.jobs.icd:editing_model",
-    "dds": "sdd_jax.jobs.dds:editing_model",
+    "guidance_distill": "sdd_jax.jobs.icd.guidance_distill:editing_model",
+    "icd": "sdd_jax.jobs.icd.job:editing_model",
+    "dds": "sdd_jax.jobs.dds.job:editing_model",
 }
 _log = logging.getLogger("sdd_jax")
 

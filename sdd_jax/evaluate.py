@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sdd_jax.command import run_command
 from sdd_jax.jobs import ReportFlags, report
-from sdd_jax.jobs.world_report import report_world
+from sdd_jax.jobs.world.report import report_world
 from sdd_jax.runs import read_config
 
 WORLD_SCALES = (1.0, 1.5, 2.0, 3.0)
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(argv: Sequence[str]) -> None:
     if any(argument.split("=")[0] == "--protocol" for argument in argv):
-        from sdd_jax.jobs.protocols import run_protocol
+        from sdd_jax.jobs.protocols.run import run_protocol
 
         print(run_protocol(argv))
         return

@@ -41,8 +41,8 @@ from sdd_jax.data.pipeline import HostBatch, Prefetch, Source, make_stream
 from sdd_jax.data.records import PortraitSource, Record, Transform
 from sdd_jax.data.restoration import caption_of
 from sdd_jax.data.sources import ImageData, augmented, open_source
-from sdd_jax.jobs.captioned import captioned_data
-from sdd_jax.jobs.conditional_data import PAIRED, read_data
+from sdd_jax.jobs.ccd.data import PAIRED, read_data
+from sdd_jax.jobs.streams.captioned import captioned_data
 from sdd_jax.main import split_overrides
 from sdd_jax.models.bundle import load
 from sdd_jax.train import EngineConfig, engine_config, use_compile_cache

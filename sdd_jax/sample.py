@@ -36,10 +36,10 @@ from sdd_jax.data.conditions import edge_image, masked_image, read_depth, three_
 from sdd_jax.data.folder import read_image
 from sdd_jax.data.records import to_float
 from sdd_jax.images import write_grid
-from sdd_jax.jobs import icd
-from sdd_jax.jobs.ccd_report import condition_of
-from sdd_jax.jobs.conditional import SAMPLERS, condition_images, frozen_of, make_sampler
-from sdd_jax.jobs.conditional_data import ConditionConfig
+from sdd_jax.jobs.ccd.conditional import SAMPLERS, condition_images, frozen_of, make_sampler
+from sdd_jax.jobs.ccd.data import ConditionConfig
+from sdd_jax.jobs.ccd.report import condition_of
+from sdd_jax.jobs.icd import job as icd
 from sdd_jax.models.adapters import Composition
 from sdd_jax.models.bundle import load
 from sdd_jax.objectives.network import ConditionalNetwork

@@ -10,7 +10,8 @@ from PIL import Image
 
 from sdd_jax import evaluate, jobs, sample
 from sdd_jax.config import defaults_of, load_config
-from sdd_jax.jobs import ccd_report, conditional
+from sdd_jax.jobs.ccd import conditional
+from sdd_jax.jobs.ccd import report as ccd_report
 from sdd_jax.models.save import save
 from sdd_jax.runs import open_run
 from sdd_jax.train import EngineConfig, engine_config

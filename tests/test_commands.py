@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from sdd_jax import evaluate, export, sample, train
 from sdd_jax import main as entry
 from sdd_jax.evals.restoration import COLUMNS
-from sdd_jax.jobs import conditional
+from sdd_jax.jobs.ccd import conditional
 from sdd_jax.runs import open_run
 from sdd_jax.sampling.generate import initial_noise
 

@@ -58,9 +58,9 @@ def local(tiny_world, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Reads a model's weights once for all configs of its kind, and renders one preview."""
-    for job in ("ccd", "ccd_baselines", "sdd"):
+    for job in ("ccd.job", "ccd.baselines", "sdd.job"):
         monkeypatch.setattr(f"sdd_jax.jobs.{job}.load", LOAD)
-    monkeypatch.setattr("sdd_jax.jobs.conditional.PREVIEW", 1)
+    monkeypatch.setattr("sdd_jax.jobs.ccd.conditional.PREVIEW", 1)
 
 
 LOAD = functools.lru_cache(maxsize=4)(sdd_jax.load)
@@ -137,7 +137,7 @@ def test_a_mistake_ends_before_anything_is_built(tmp_path, capsys, monkeypatch, 
     ],
 )
 def test_a_bad_value_is_named_before_weights_are_read(monkeypatch, overrides, message):
-    monkeypatch.setattr("sdd_jax.jobs.ccd.load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("sdd_jax.jobs.ccd.job.load", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ValueError) as error:
         jobs.build(load(f"{FOLDER}/ccd_sr.py", *overrides))
     assert str(error.value).startswith(message) and "\n" not in str(error.value)

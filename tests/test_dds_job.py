@@ -15,8 +15,8 @@ from sdd_jax import main as entry
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data import portraits
 from sdd_jax.evals.editing import COLUMNS
-from sdd_jax.jobs import dds as dds_job
-from sdd_jax.jobs.dds_data import (
+from sdd_jax.jobs.dds import job as dds_job
+from sdd_jax.jobs.dds.data import (
     MatchingPortraits,
     TranslationData,
     TranslationTask,
@@ -26,8 +26,8 @@ from sdd_jax.jobs.dds_data import (
     open_stock,
     translated,
 )
-from sdd_jax.jobs.dds_report import joined, task_pairs
-from sdd_jax.jobs.editing import EditRequest, edit, frozen_of
+from sdd_jax.jobs.dds.report import joined, task_pairs
+from sdd_jax.jobs.editing.methods import EditRequest, edit, frozen_of
 from sdd_jax.models.translator import load_translator
 from sdd_jax.runs import open_run
 from sdd_jax.train import EngineConfig
@@ -102,7 +102,7 @@ def test_the_teachers_samples_are_drawn_once(tiny_model, array_cache, monkeypatc
     assert stock.edited(stock.source[0], TranslationTask(source="cat", target="lion")) == "a lion"
     first = stock.source[0]["latents"]
     assert first.shape == (16, 16, 4) and np.isfinite(first).all() and np.abs(first - stock.source[2]["latents"]).max()
-    monkeypatch.setattr("sdd_jax.jobs.dds_data.sample", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("sdd_jax.jobs.dds.data.sample", lambda *_: pytest.fail("drawn again"))
     np.testing.assert_array_equal(open_stock(data, bundle, frozen, 0).source[0]["latents"], first)
     moments = stock.inputs(stock.source[0])["moments"]
     np.testing.assert_allclose(moments[..., :4] * bundle.latent_scale, first, rtol=1e-3)
@@ -146,7 +146,7 @@ def test_a_folder_of_pictures(tiny_world, tmp_path, array_cache):
     ],
 )
 def test_a_mistake_is_named_before_weights_are_read(monkeypatch, overrides, message):
-    monkeypatch.setattr("sdd_jax.jobs.dds.load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("sdd_jax.jobs.dds.job.load", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         jobs.build(load_config(str(CONFIG), overrides, defaults_of(EngineConfig)))
     assert str(error.value).startswith(message) and "\n" not in str(error.value)

@@ -5,8 +5,8 @@ import importlib
 import numpy as np
 import pytest
 
-from sdd_jax.jobs import dds_study
-from sdd_jax.jobs.dds_study import GAUSSIAN_STD, gaussian_gradients, gaussian_kappa
+from sdd_jax.jobs.dds import study as dds_study
+from sdd_jax.jobs.dds.study import GAUSSIAN_STD, gaussian_gradients, gaussian_kappa
 from sdd_jax.tables import TABLES, find_table
 from sdd_jax.tables.claims import judge
 from sdd_jax.tables.dds import FIG5, at_equal, curve, read_at

@@ -9,9 +9,9 @@ from PIL import Image
 
 from sdd_jax import edit
 from sdd_jax.evals.editing import CEILING
-from sdd_jax.jobs import editing
-from sdd_jax.jobs.editing import EditResult
-from sdd_jax.jobs.editing_report import Editor
+from sdd_jax.jobs.editing import methods as editing
+from sdd_jax.jobs.editing.methods import EditResult
+from sdd_jax.jobs.editing.report import Editor
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

@@ -11,9 +11,9 @@ import pytest
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import BOUNDARIES
 from sdd_jax.diffusion.transport import gaussian_eps
-from sdd_jax.jobs.editing import METHODS, EditRequest, edit, frozen_of, side_unit, usual_guidance
-from sdd_jax.jobs.editing_inversion import MasaCtrlInversion, PlugAndPlayInversion
-from sdd_jax.jobs.editing_options import PromptControlled, blend_size
+from sdd_jax.jobs.editing.inversion import MasaCtrlInversion, PlugAndPlayInversion
+from sdd_jax.jobs.editing.methods import METHODS, EditRequest, edit, frozen_of, side_unit, usual_guidance
+from sdd_jax.jobs.editing.options import PromptControlled, blend_size
 from sdd_jax.models.hub import PORTRAITS
 from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.types import ModelBundle
@@ -173,7 +173,7 @@ def test_seeds_and_the_number_of_images():
 
 
 def test_a_sweep_over_guidance_compiles_once():
-    from sdd_jax.jobs.editing_noise import _sdedit
+    from sdd_jax.jobs.editing.noise import _sdedit
 
     edited("sdedit")
     before = _sdedit._cache_size()

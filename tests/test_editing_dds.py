@@ -11,11 +11,11 @@ from PIL import Image
 
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.transport import gaussian_eps
-from sdd_jax.jobs import editing_dds
-from sdd_jax.jobs.editing import EditRequest, Static, edit, frozen_of
-from sdd_jax.jobs.editing_dds import Program, make_gradient, most_parts
-from sdd_jax.jobs.editing_dds_options import Contrastive, Delta, Descent, Posterior, shared
-from sdd_jax.jobs.timesteps import read_timesteps
+from sdd_jax.jobs.dds import editing as editing_dds
+from sdd_jax.jobs.dds.editing import Program, make_gradient, most_parts
+from sdd_jax.jobs.dds.options import Contrastive, Delta, Descent, Posterior, shared
+from sdd_jax.jobs.editing.methods import EditRequest, Static, edit, frozen_of
+from sdd_jax.jobs.sdd.timesteps import read_timesteps
 from sdd_jax.models.bundle import load
 from sdd_jax.models.hub import PORTRAITS
 from sdd_jax.models.tokenizer import load_tokenizer

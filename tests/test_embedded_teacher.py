@@ -15,7 +15,7 @@ from sdd_jax.data.records import to_float
 from sdd_jax.diffusion.guidance import guided
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
-from sdd_jax.jobs.world import read_instruments
+from sdd_jax.jobs.world.directory import read_instruments
 from sdd_jax.models.hub import PORTRAITS
 from sdd_jax.sampling.generate import sample
 

@@ -17,10 +17,10 @@ import sdd_jax
 from sdd_jax import edit, evaluate, export, jobs, sample
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries
-from sdd_jax.jobs import guidance_distill as stage1
-from sdd_jax.jobs import icd as stage2
-from sdd_jax.jobs import icd_report
-from sdd_jax.jobs.editing import EditResult, Static
+from sdd_jax.jobs.editing.methods import EditResult, Static
+from sdd_jax.jobs.icd import guidance_distill as stage1
+from sdd_jax.jobs.icd import job as stage2
+from sdd_jax.jobs.icd import report as icd_report
 from sdd_jax.models import lora
 from sdd_jax.runs import open_run
 from sdd_jax.train import EngineConfig, engine_config

@@ -15,11 +15,12 @@ from sdd_jax.config import defaults_of, load_config, validate
 from sdd_jax.data import portraits
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.records import PortraitSource, to_float
-from sdd_jax.jobs import first_stage
-from sdd_jax.jobs.ccd import heldout_rows, make_sampler
-from sdd_jax.jobs.conditional_data import ConditionalData, ConditionConfig
-from sdd_jax.jobs.latents import encoded_portraits
-from sdd_jax.jobs.world import read_instruments, tree_hash
+from sdd_jax.jobs.ccd.data import ConditionalData, ConditionConfig
+from sdd_jax.jobs.ccd.job import heldout_rows, make_sampler
+from sdd_jax.jobs.streams.latents import encoded_portraits
+from sdd_jax.jobs.world import first_stage
+from sdd_jax.jobs.world.directory import read_instruments
+from sdd_jax.models.hub import tree_hash
 from sdd_jax.models.vae import posterior
 from sdd_jax.train import EngineConfig, engine_config
 from sdd_jax.training.optim import make_optimizer

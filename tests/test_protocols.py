@@ -9,8 +9,8 @@ from PIL import Image
 
 from sdd_jax import evaluate
 from sdd_jax.images import write_png
-from sdd_jax.jobs import protocols
-from sdd_jax.jobs.protocol_makers import Maker
+from sdd_jax.jobs.protocols import run as protocols
+from sdd_jax.jobs.protocols.makers import Maker
 
 pytestmark = pytest.mark.usefixtures("compile_quickly", "array_cache")
 
@@ -105,11 +105,11 @@ def test_each_sample_can_bring_its_own_blend(tmp_path, monkeypatch):
         return protocol_result(request.image)
 
     def protocol_result(image):
-        from sdd_jax.jobs.editing import EditResult
+        from sdd_jax.jobs.editing.methods import EditResult
 
         return EditResult(image, 4.0)
 
-    from sdd_jax.jobs import protocol_makers
+    from sdd_jax.jobs.protocols import makers as protocol_makers
 
     class Model:
         source, content_hash, sample_size, downsampling = "model", "hash", 16, 4
@@ -126,7 +126,7 @@ def test_each_sample_can_bring_its_own_blend(tmp_path, monkeypatch):
 
 def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, capsys):
     """A stand-in for a CCD run that gives its condition back; a run of another condition is refused."""
-    from sdd_jax.jobs import protocol_makers
+    from sdd_jax.jobs.protocols import makers as protocol_makers
 
     class Model:
         source, content_hash, sample_size, downsampling = "model", "hash", 16, 4

@@ -14,8 +14,8 @@ import sdd_jax
 from sdd_jax import evaluate, export, jobs
 from sdd_jax import main as entry
 from sdd_jax.config import defaults_of, load_config
-from sdd_jax.jobs import sdd as sdd_job
-from sdd_jax.jobs.hqs import Search, write_search
+from sdd_jax.jobs.sdd import job as sdd_job
+from sdd_jax.jobs.sdd.hqs import Search, write_search
 from sdd_jax.models.translator import load_translator
 from sdd_jax.runs import open_run
 from sdd_jax.train import EngineConfig, engine_config

@@ -14,8 +14,16 @@ from PIL import Image
 from toy_sdd import FROZEN, Noise, make_model
 
 from sdd_jax import search
-from sdd_jax.jobs import hqs
-from sdd_jax.jobs.hqs import Search, TimestepConfig, job_search, rank_correlation, read_search, run_search, write_search
+from sdd_jax.jobs.sdd import hqs
+from sdd_jax.jobs.sdd.hqs import (
+    Search,
+    TimestepConfig,
+    job_search,
+    rank_correlation,
+    read_search,
+    run_search,
+    write_search,
+)
 from sdd_jax.objectives.hqs import HQSOptions
 
 KEYS = ["prompt", "model", "options", "t", "H", "N", "hqs", "stderr", "selected", "rule"]

@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sdd_jax.data import portraits
-from sdd_jax.jobs.clip import text_encoder_config
-from sdd_jax.jobs.world import SIZES
+from sdd_jax.jobs.world.clip import text_encoder_config
+from sdd_jax.jobs.world.directory import SIZES
 from sdd_jax.models.bundle import init_params, make_bundle
 from sdd_jax.models.save import save
 from sdd_jax.models.tokenizer import Tokenizer, train_tokenizer

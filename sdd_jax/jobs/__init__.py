@@ -46,26 +46,30 @@ _WORLD = ("world", "data", "objective")
 _MODEL = ("model", "revision", "dtype", "data", "objective")
 _CONDITIONAL = (*_MODEL, "adapter")
 _MANIPULATOR = (*_MODEL, "manipulator", "identity")
-_CCD_REPORT = "sdd_jax.jobs.ccd_report:report"
+_CCD_REPORT = "sdd_jax.jobs.ccd.report:report"
 TASKS = {
-    "classifier": Task("sdd_jax.jobs.towers:classifier", (*_WORLD, "tower")),
-    "regressor": Task("sdd_jax.jobs.towers:regressor", (*_WORLD, "tower")),
-    "clip": Task("sdd_jax.jobs.clip:clip", (*_WORLD, "tower", "tokenizer", "text_encoder")),
-    "vae": Task("sdd_jax.jobs.first_stage:vae", (*_WORLD, "vae")),
-    "unet": Task("sdd_jax.jobs.teacher:unet", (*_WORLD, "unet", "scheduler")),
-    "ccd": Task("sdd_jax.jobs.ccd:ccd", _CONDITIONAL, _CCD_REPORT, optional=("condition", "init", "lpips")),
-    "finetune": Task("sdd_jax.jobs.ccd_baselines:finetune", _CONDITIONAL, _CCD_REPORT, ("condition", "teacher")),
-    "cm": Task("sdd_jax.jobs.ccd_baselines:cm", ("teacher", "data", "objective"), _CCD_REPORT),
+    "classifier": Task("sdd_jax.jobs.world.towers:classifier", (*_WORLD, "tower")),
+    "regressor": Task("sdd_jax.jobs.world.towers:regressor", (*_WORLD, "tower")),
+    "clip": Task("sdd_jax.jobs.world.clip:clip", (*_WORLD, "tower", "tokenizer", "text_encoder")),
+    "vae": Task("sdd_jax.jobs.world.first_stage:vae", (*_WORLD, "vae")),
+    "unet": Task("sdd_jax.jobs.world.teacher:unet", (*_WORLD, "unet", "scheduler")),
+    "ccd": Task("sdd_jax.jobs.ccd.job:ccd", _CONDITIONAL, _CCD_REPORT, optional=("condition", "init", "lpips")),
+    "finetune": Task("sdd_jax.jobs.ccd.baselines:finetune", _CONDITIONAL, _CCD_REPORT, ("condition", "teacher")),
+    "cm": Task("sdd_jax.jobs.ccd.baselines:cm", ("teacher", "data", "objective"), _CCD_REPORT),
     "guidance_distill": Task(
-        "sdd_jax.jobs.guidance_distill:guidance_distill", _MODEL, "sdd_jax.jobs.guidance_distill:report"
+        "sdd_jax.jobs.icd.guidance_distill:guidance_distill", _MODEL, "sdd_jax.jobs.icd.guidance_distill:report"
     ),
     "icd": Task(
-        "sdd_jax.jobs.icd:icd", ("dtype", "teacher", "partner", "data", "objective"), "sdd_jax.jobs.icd_report:report"
+        "sdd_jax.jobs.icd.job:icd",
+        ("dtype", "teacher", "partner", "data", "objective"),
+        "sdd_jax.jobs.icd.report:report",
     ),
-    "gd": Task("sdd_jax.jobs.ccd_baselines:gd", _MODEL, _CCD_REPORT, ("teacher",)),
-    "sdd": Task("sdd_jax.jobs.sdd:sdd", (*_MANIPULATOR, "timesteps", "search"), "sdd_jax.jobs.sdd_report:report"),
-    "clip_guidance": Task("sdd_jax.jobs.sdd:clip_guidance", (*_MANIPULATOR, "clip"), "sdd_jax.jobs.sdd_report:report"),
-    "dds": Task("sdd_jax.jobs.dds:dds", (*_MODEL, "tasks"), "sdd_jax.jobs.dds_report:report"),
+    "gd": Task("sdd_jax.jobs.ccd.baselines:gd", _MODEL, _CCD_REPORT, ("teacher",)),
+    "sdd": Task("sdd_jax.jobs.sdd.job:sdd", (*_MANIPULATOR, "timesteps", "search"), "sdd_jax.jobs.sdd.report:report"),
+    "clip_guidance": Task(
+        "sdd_jax.jobs.sdd.job:clip_guidance", (*_MANIPULATOR, "clip"), "sdd_jax.jobs.sdd.report:report"
+    ),
+    "dds": Task("sdd_jax.jobs.dds.job:dds", (*_MODEL, "tasks"), "sdd_jax.jobs.dds.report:report"),
 }
 
 

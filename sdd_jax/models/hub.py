@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import jax
 import numpy as np
 from flax import serialization
 from safetensors import SafetensorError
@@ -152,6 +153,15 @@ def content_hash(files: Iterable[Path], root: Path) -> str:
         digests = pool.map(digest, [path for _, path in named])
         lines = [f"{one}  {name}\n" for one, (name, _) in zip(digests, named, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def tree_hash(params: Mapping[str, Any]) -> str:
+    """A hash of a parameter tree's paths and values, for fingerprints and cache keys."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -22,10 +22,10 @@ from sdd_jax.config import validate
 from sdd_jax.data import portraits
 from sdd_jax.evals.instruments import in_batches
 from sdd_jax.evals.restoration import restoration_metrics
-from sdd_jax.jobs.ccd_report import condition_of, evaluate, rival_portraits, sample_all
-from sdd_jax.jobs.conditional import make_sampler
-from sdd_jax.jobs.conditional_data import heldout_rows, read_data
-from sdd_jax.jobs.world import read_instruments, world_directory
+from sdd_jax.jobs.ccd.conditional import make_sampler
+from sdd_jax.jobs.ccd.data import heldout_rows, read_data
+from sdd_jax.jobs.ccd.report import condition_of, evaluate, rival_portraits, sample_all
+from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models.lpips import load_lpips, lpips
 from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.runs import open_run, read_config

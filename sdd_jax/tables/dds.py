@@ -14,8 +14,8 @@ import numpy as np
 from sdd_jax.tables.claims import beyond, close, every, order, read
 from sdd_jax.tables.types import Check, Claim, Column, Measured, Plot, Row, Stat, Table, Training, Verdict
 
-STUDY = "sdd_jax.jobs.dds_study"
-REPORT = "sdd_jax.jobs.dds_report:translation"
+STUDY = "sdd_jax.jobs.dds.study"
+REPORT = "sdd_jax.jobs.dds.report:translation"
 TIMES = (50, 150, 300, 450, 600, 750, 900)
 SCORE: dict[str, Any] = {"iterations": 100, "guidance": 3.0}
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

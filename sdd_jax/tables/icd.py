@@ -10,11 +10,11 @@ from __future__ import annotations
 from sdd_jax.tables.claims import beyond, close, every, gap, monotone, order
 from sdd_jax.tables.types import Claim, Column, Plot, Row, Table, Training
 
-INVERSION = "sdd_jax.jobs.icd_report:measure_inversion"
-GENERATION = "sdd_jax.jobs.icd_report:measure_generation"
-RECONSTRUCTION = "sdd_jax.jobs.icd_report:measure_reconstruction"
-EDITING = "sdd_jax.jobs.editing_report:measure_editing"
-DISTILLATION = "sdd_jax.jobs.guidance_distill:measure"
+INVERSION = "sdd_jax.jobs.icd.report:measure_inversion"
+GENERATION = "sdd_jax.jobs.icd.report:measure_generation"
+RECONSTRUCTION = "sdd_jax.jobs.icd.report:measure_reconstruction"
+EDITING = "sdd_jax.jobs.icd.report:measure_editing"
+DISTILLATION = "sdd_jax.jobs.icd.guidance_distill:measure"
 
 W, TAU = 3.0, 0.7
 GUIDED, DYNAMIC = {"w": W}, {"w": W, "tau": TAU}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdd_jax.evals.edit_cost import EditCost
-from sdd_jax.jobs.hqs import rank_correlation
+from sdd_jax.jobs.sdd.hqs import rank_correlation
 from sdd_jax.tables.claims import Unmeasured, beyond, every, order, read
 from sdd_jax.tables.types import Check, Claim, Column, Measured, Plot, Row, Table, Training, Verdict
 
@@ -28,7 +28,7 @@ PROMPTS = {
 }
 STRATEGIES = {"random": "all", "small xi": "threshold:0", "large xi": "threshold:0.5", "argmax": "argmax"}
 TIMESTEPS = (100, 200, 300, 400, 500, 600, 700, 800, 900)
-MANIPULATOR, EDITOR, SCORES = (f"sdd_jax.jobs.sdd_tables:{name}" for name in ("manipulator", "editor", "scores"))
+MANIPULATOR, EDITOR, SCORES = (f"sdd_jax.jobs.sdd.tables:{name}" for name in ("manipulator", "editor", "scores"))
 SEARCH = {"guidance": 7.5, "images": 64}
 COLUMNS = (
     Column(metric="success", better="higher"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sdd_jax.evals.instruments import in_batches
-from sdd_jax.jobs.world import SIZES, read_instruments, read_tower
+from sdd_jax.jobs.world.directory import SIZES, read_instruments, read_tower
 from sdd_jax.models.towers import apply_tower, embed_image
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdd_jax.jobs.conditional import AdapterConfig, controlnet_config, make_adapter
+from sdd_jax.jobs.ccd.conditional import AdapterConfig, controlnet_config, make_adapter
 from sdd_jax.models.controlnet import init_controlnet, make_controlnet
 from sdd_jax.models.t2i_adapter import T2IAdapterModel, init_t2i_adapter, t2i_config
 from sdd_jax.models.unet import apply_residuals, init_unet, make_unet

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdd_jax.jobs.conditional import AdapterConfig, make_adapter
+from sdd_jax.jobs.ccd.conditional import AdapterConfig, make_adapter
 from sdd_jax.models.adapters import NoAdapter
 from sdd_jax.models.bundle import expected_shapes, make_bundle
 from sdd_jax.objectives.ccd import CCD

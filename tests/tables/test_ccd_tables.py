@@ -43,7 +43,7 @@ def test_jobs_accept_the_config(training, tmp_path, monkeypatch):
         raise WeightsRead
 
     monkeypatch.chdir(ROOT)
-    for module in ("ccd", "ccd_baselines"):
+    for module in ("ccd.job", "ccd.baselines"):
         monkeypatch.setattr(f"sdd_jax.jobs.{module}.load", refuse)
     cache = Cache(tmp_path)
     for needed in training.needs.values():

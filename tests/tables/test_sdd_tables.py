@@ -9,8 +9,8 @@ import pytest
 
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data.prompts import PORTRAIT_FIELDS, check_template, edit_of
-from sdd_jax.jobs import sdd_tables
-from sdd_jax.jobs.hqs import Search
+from sdd_jax.jobs.sdd import tables as sdd_tables
+from sdd_jax.jobs.sdd.hqs import Search
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.selection import parse_rule
 from sdd_jax.tables import sdd

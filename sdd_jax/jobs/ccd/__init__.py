@@ -1,0 +1,1 @@
+"""Jobs of conditional consistency distillation, of its baselines, and their evaluation."""

@@ -1,0 +1,223 @@
+"""Evaluation of a translator on held-out portraits, whose edits are known exactly: a table, `metrics.json` and a grid.
+
+Rows: each task and all of them, and for all: the picture left as it is, and the exact answer through the autoencoder,
+which no latent model can beat. Columns: those of `evals.editing`, and
+
+| metric | better | what |
+| --- | --- | --- |
+| clip | higher | cosine of the output's CLIP embedding and the target caption's |
+| diversity | 1 | variance of the nuisance (place, size, shades) read off the outputs, over that of the exact answers |
+
+The time of one image is measured in one pass, and by SDEdit in 50 guided steps, in the same process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdd_jax.config import validate
+from sdd_jax.data import portraits
+from sdd_jax.data.edit_pairs import EditPairs, difference_mask
+from sdd_jax.data.records import to_float
+from sdd_jax.evals.edit_cost import measure_seconds
+from sdd_jax.evals.editing import COLUMNS, edit_metrics
+from sdd_jax.evals.instruments import Instruments, in_batches
+from sdd_jax.evals.restoration import table
+from sdd_jax.images import write_grid
+from sdd_jax.jobs import ReportFlags
+from sdd_jax.jobs.dds.data import TranslationData, TranslationTask, matching_indices
+from sdd_jax.jobs.dds.job import editing_model, read_tasks
+from sdd_jax.jobs.editing.methods import EditRequest, edit
+from sdd_jax.jobs.world.directory import read_instruments, world_directory
+from sdd_jax.jobs.world.report import caption_embedder
+from sdd_jax.objectives.dds import DDS
+from sdd_jax.runs import open_run
+from sdd_jax.types import Frozen, ModelBundle
+
+BATCH = 24
+SHOWN = 8
+SDEDIT = {"steps": 50, "strength": 1.0}
+Measure = Callable[[np.ndarray, EditPairs], dict[str, float]]
+_log = logging.getLogger("sdd_jax")
+
+
+def report(workdir: Path, flags: ReportFlags) -> str:
+    """Evaluates a run as `python -m sdd_jax.evaluate` asks; returns the table and the times."""
+    if flags.steps or flags.guidance:
+        raise ValueError("a translator takes one pass and no guidance: leave --steps and --guidance out")
+    found = evaluate(workdir, flags.samples, flags.seed, world=flags.world)
+    own, other = found["seconds"]["translator"], found["seconds"]["sdedit"]
+    times = f"{own:.3g} s in one pass, {other:.3g} s by SDEdit in 50 guided steps, {other / own:.0f} times as long"
+    return f"{table(found['rows'], (*COLUMNS, 'clip', 'diversity'))}\n\nOne image: {times}."
+
+
+def evaluate(workdir: Path, samples: int, seed: int = 0, world: str = "portraits") -> dict[str, Any]:
+    """Evaluates a run; returns and writes {workdir, step, samples, seed, rows, seconds}.
+
+    samples: held-out portraits of all tasks together. world: whose instruments measure.
+    """
+    instruments = read_instruments(world_directory(world))
+    job, params, step = open_run(workdir)
+    assert isinstance(job.objective, DDS)
+    tasks, data = read_tasks(job.config), validate(job.config.data, TranslationData, "config.data")
+    if not data.speaks_portraits:
+        raise ValueError(f"--workdir={workdir} is a run on {data.path or 'captions of its own'}: evaluate measures "
+                         "runs on portraits' captions")  # fmt: skip
+    if samples < 2 * len(tasks):
+        raise ValueError(f"--samples={samples}: evaluate takes two portraits a task or more, {2 * len(tasks)}")
+    _log.info("%s, step %d, on %d held-out portraits", job.name, step, samples)
+    model, frozen = editing_model(job, params)
+    measure = make_measure(instruments, model, frozen)
+    pairs = {name: task_pairs(task, data.only, samples // len(tasks)) for name, task in tasks.items()}
+    outputs = {name: run_edits("translate", model, frozen, part, (name,), seed) for name, part in pairs.items()}
+    rows = {name: measure(outputs[name], part) for name, part in pairs.items()}
+    everything = joined(list(pairs.values()))
+    rows["all tasks"] = measure(np.concatenate([outputs[name] for name in pairs]), everything)
+    rows["source"] = measure(everything.image, everything)
+    rows["answer, autoencoder"] = measure(reconstruct(model, frozen, everything.counterfactual), everything)
+    one = part_of(everything, slice(0, 1))
+    seconds = {
+        "translator": measure_seconds(lambda: run_edits("translate", model, frozen, one, (next(iter(tasks)),), seed)),
+        "sdedit": measure_seconds(lambda: run_edits("sdedit", model, frozen, one, one.target, seed, SDEDIT)),
+    }
+    directory = workdir / "evaluation"
+    shown = {
+        f"{name}{label}": images[:SHOWN]
+        for name, part in pairs.items()
+        for label, images in ((": source", part.image), ("", outputs[name]), (": answer", part.counterfactual))
+    }
+    write_grid(directory / "grid.png", list(shown.values()), list(shown))
+    found = {"workdir": str(workdir), "step": step, "samples": samples, "seed": seed, "rows": rows, "seconds": seconds}
+    (directory / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def translation(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
+    """A table's evaluation: the metrics over all tasks, success by task, and the time of an image; option `samples`."""
+    assert workdir is not None
+    found = evaluate(workdir, int(options.get("samples", 128)), seed)
+    every = found["rows"]["all tasks"]
+    names = [name for name in found["rows"] if name not in ("all tasks", "source", "answer, autoencoder")]
+    by_task = {f"success_{name}": found["rows"][name]["success"] for name in names}
+    return finite({**every, **by_task, "seconds": found["seconds"]["translator"]})
+
+
+def task_pairs(task: TranslationTask, only: str, count: int) -> EditPairs:
+    """`count` held-out portraits of `only` that a task changes, with their exact answers."""
+    attribute, value = next(iter(portraits.parse_caption(task.target).items()))
+    candidates = map(portraits.portrait, matching_indices("heldout", only))
+    fitting = (one for one in candidates if getattr(one.attributes, attribute) != value)
+    chosen = list(itertools.islice(fitting, count))
+    if len(chosen) < count:
+        raise ValueError(
+            f"{len(chosen)} held-out portraits of {only or 'any kind'!r} lack {value!r}, {count} were asked for"
+        )
+    return pairs_of(chosen, attribute, value)
+
+
+def pairs_of(chosen: Sequence[portraits.Portrait], attribute: str, value: str) -> EditPairs:
+    """Portraits and what they are with one attribute changed."""
+    answers = [portraits.counterfactual(one, attribute, value) for one in chosen]
+    pictures = [(portraits.image(one), portraits.image(other)) for one, other in zip(chosen, answers, strict=True)]
+    count, place = len(chosen), list(portraits.VOCABULARY).index(attribute)
+    return EditPairs(
+        edits=(f"{attribute}={value}",) * count,
+        source=tuple(portraits.caption(one.attributes) for one in chosen),
+        target=tuple(portraits.caption(one.attributes) for one in answers),
+        image=np.stack([to_float(before) for before, _ in pictures]),
+        counterfactual=np.stack([to_float(after) for _, after in pictures]),
+        mask=np.stack([difference_mask(*pair) for pair in pictures]),
+        attribute=np.full(count, place),
+        value=np.full(count, portraits.VOCABULARY[attribute].index(value)),
+        labels=np.stack([portraits.labels(one.attributes) for one in chosen]),
+        index=np.asarray([one.index for one in chosen]),
+    )
+
+
+def joined(parts: Sequence[EditPairs]) -> EditPairs:
+    """Several sets of pairs as one."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(EditPairs):
+        values = [getattr(part, field.name) for part in parts]
+        found[field.name] = sum(values, ()) if isinstance(values[0], tuple) else np.concatenate(values)
+    return EditPairs(**found)
+
+
+def part_of(pairs: EditPairs, which: slice) -> EditPairs:
+    """Some of the pairs."""
+    return EditPairs(**{field.name: getattr(pairs, field.name)[which] for field in dataclasses.fields(EditPairs)})
+
+
+def run_edits(
+    method: str,
+    model: ModelBundle,
+    frozen: Frozen,
+    pairs: EditPairs,
+    target: tuple[str, ...],
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+) -> np.ndarray:
+    """A method's outputs f32[n,H,W,3], in batches. target: a prompt for each pair, or one for all."""
+    prompts = target * len(pairs.image) if len(target) == 1 else target
+    asked = requests_of(model, frozen, dataclasses.replace(pairs, target=prompts), seed, options or {})
+    return np.concatenate([edit(method, request).image for request in asked])
+
+
+def requests_of(
+    model: ModelBundle, frozen: Frozen, pairs: EditPairs, seed: int, options: Mapping[str, Any]
+) -> Iterator[EditRequest]:
+    """Requests for the edits of pairs, in batches, each with a seed of its own."""
+    for start in range(0, len(pairs.image), BATCH):
+        part = part_of(pairs, slice(start, start + BATCH))
+        yield EditRequest(
+            model=model, frozen=frozen, image=part.image, source=part.source, target=part.target, seed=seed + start,
+            options=options,
+        )  # fmt: skip
+
+
+def make_measure(instruments: Instruments, model: ModelBundle, frozen: Frozen) -> Measure:
+    """Returns measure(outputs, pairs) -> the table's metrics."""
+    embed = caption_embedder(model, frozen["text"], instruments.clip[1])
+
+    def measure(outputs: np.ndarray, pairs: EditPairs) -> dict[str, float]:
+        metrics = edit_metrics(
+            instruments,
+            outputs,
+            pairs.counterfactual,
+            pairs.image,
+            pairs.attribute,
+            pairs.value,
+            pairs.labels,
+            pairs.mask,
+        )
+        read, exact = instruments.read(outputs), instruments.read(pairs.counterfactual)
+        said = embed(pairs.target)
+        spread = [float(np.mean(np.var(x.nuisance, axis=0))) for x in (read, exact)]
+        return {
+            **metrics,
+            "clip": float(np.mean(np.sum(read.embedding * said, -1))),
+            "diversity": spread[0] / max(spread[1], 1e-12),
+        }
+
+    return measure
+
+
+def reconstruct(model: ModelBundle, frozen: Frozen, images: np.ndarray) -> np.ndarray:
+    """Images f32[n,H,W,3] through the autoencoder."""
+    run = jax.jit(lambda vae, x: (model.decode(vae, model.encode(vae, x)),))
+    return np.concatenate([out for (out,) in in_batches(lambda x: run(frozen["vae"], jnp.asarray(x)), images, BATCH)])
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are numbers; psnr_outside is none where every picture changes everywhere."""
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}

@@ -1,0 +1,1 @@
+"""Editing methods that need no training, behind one function, and their comparison."""

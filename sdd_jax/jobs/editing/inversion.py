@@ -1,0 +1,329 @@
+"""Editing methods that first invert the image: DDIB, ReNoise, prompt-to-prompt, NPI, NTI, MasaCtrl, plug-and-play.
+
+The way up is unguided, under the source prompt, 1F a step. The way down is guided in g = 2 passes (1 for a UNet that
+reads its guidance), for the target alone or for pairs [sources, targets]:
+
+| method | F for n steps | what ties the target to its source |
+| --- | --- | --- |
+| `ddib` | n + g n | the noise |
+| `renoise` | rounds n + g n | the noise, by fixed-point iteration |
+| `p2p` | n + 2 g n | attention maps |
+| `npi` | n + 4 n | attention maps; the source prompt in place of the empty one |
+| `nti` | n + n (2 + 2 Adam rounds) + 4 n | attention maps; optimised empty prompts |
+| `masactrl` | n + 2 g n | self-attention's keys and values |
+| `pnp` | n + 2 g n | self-attention's queries and keys, and features |
+
+Null-text counts each of its Adam rounds, a forward and a backward pass, as 2F. `rounds` > 1 iterates every step of
+the inversion and multiplies its n. Published layers of MasaCtrl and plug-and-play are those of a UNet of four levels;
+on others the same part of the decoder is taken, counted from its end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.diffusion.schedule import Schedule
+from sdd_jax.diffusion.timegrid import sampling_times
+from sdd_jax.jobs.editing.methods import (
+    EditRequest,
+    EditResult,
+    Static,
+    Texts,
+    decode,
+    encode,
+    guided_unet,
+    passes,
+    plain_unet,
+    reads_guidance,
+    stacked,
+    texts,
+)
+from sdd_jax.jobs.editing.options import PromptControlled, Stepped, options_of, program_of
+from sdd_jax.sampling import baselines
+from sdd_jax.sampling.attention_control import LocalBlend, MasaCtrl, PlugAndPlay
+from sdd_jax.sampling.editing import (
+    Control,
+    DDIMRoute,
+    PairDenoise,
+    constant_guidance,
+    decode_pairs,
+    edit_image,
+    prompted,
+    prompted_pairs,
+)
+from sdd_jax.sampling.generate import Denoise
+from sdd_jax.sampling.invert import invert_path
+from sdd_jax.sampling.null_text import null_text_pairs, optimise_null_text
+from sdd_jax.types import Frozen, ModelBundle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inversion(Stepped):
+    """rounds: evaluations of each inversion step, see `sampling.invert`."""
+
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds}: an inversion step evaluates the network at least once")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReNoise(Stepped):
+    """rounds: evaluations of each inversion step; the predictions from round `average_from` (0 first) are averaged."""
+
+    rounds: int = 9
+    average_from: int = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.average_from < self.rounds:
+            raise ValueError(f"average_from={self.average_from} is no round of {self.rounds}: give 0 .. rounds - 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptToPromptInversion(PromptControlled, Inversion):
+    """Prompt-to-prompt's controls on DDIM inversion."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NullText(PromptToPromptInversion):
+    """inner_steps: the most Adam rounds of a step. Guidance is the same at every step, as the empty prompts need it."""
+
+    inner_steps: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.tau, self.ramp_to, self.start) != (1.0, None, 0.0):
+            raise ValueError("null-text optimises for one scale at every step: leave tau, ramp_to and start out")
+        if self.inner_steps < 0:
+            raise ValueError(f"inner_steps={self.inner_steps} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MasaCtrlInversion(Inversion):
+    """begin: the share of the steps before control acts (4 of 50). layers: regular expression, None: the decoder's half
+    of higher resolution."""
+
+    begin: float = 0.08
+    layers: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.begin <= 1:
+            raise ValueError(f"begin={self.begin} is a share of the steps: give 0 .. 1")
+        _check_pattern("layers", self.layers)
+
+    def control(self, request: EditRequest) -> MasaCtrl:
+        """The control of a request's pairs."""
+        blocks = len(request.model.configs["unet"]["up_block_types"])
+        layers = rf"up_blocks_[{blocks // 2}-{blocks - 1}]/" if self.layers is None else self.layers
+        return MasaCtrl(pairs=len(request.image), start_step=int(self.begin * self.steps + 1e-9), layers=layers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlugAndPlayInversion(Inversion):
+    """attention, features: shares of the steps in which each is injected. attention_layers, feature_layers: regular
+    expressions; None: the published place in the decoder."""
+
+    attention: float = 0.5
+    features: float = 0.8
+    attention_layers: str | None = None
+    feature_layers: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.attention <= 1 and 0 <= self.features <= 1):
+            raise ValueError(f"attention={self.attention}, features={self.features} are shares of the steps: 0 .. 1")
+        _check_pattern("attention_layers", self.attention_layers)
+        _check_pattern("feature_layers", self.feature_layers)
+
+    def control(self, request: EditRequest) -> PlugAndPlay:
+        """The control of a request's pairs."""
+        first = max(len(request.model.configs["unet"]["up_block_types"]) - 3, 0)
+        attention = rf"up_blocks_({first}/attentions_[1-9]|[{first + 1}-9]/)"
+        return PlugAndPlay(
+            pairs=len(request.image),
+            attention_steps=int(self.attention * self.steps + 1e-9),
+            feature_steps=int(self.features * self.steps + 1e-9),
+            attention_layers=attention if self.attention_layers is None else self.attention_layers,
+            feature_layers=rf"up_blocks_{first}/resnets_1" if self.feature_layers is None else self.feature_layers,
+        )
+
+
+def ddib(request: EditRequest) -> EditResult:
+    """DDIM inversion under the source prompt, DDIM under the target's."""
+    options = options_of(request, Inversion)
+    return _follow(request, options, options.rounds)
+
+
+def renoise(request: EditRequest) -> EditResult:
+    """Fixed-point inversion under the source prompt, DDIM under the target's."""
+    options = options_of(request, ReNoise)
+    return _follow(request, options, options.rounds)
+
+
+def _follow(request: EditRequest, options: Inversion | ReNoise, rounds: int) -> EditResult:
+    z = _invert_and_follow(
+        Static(request.model), program_of(options), request.frozen, encode(request),
+        texts(request, request.source), texts(request, request.target), jnp.float32(options.scale(request.model)),
+    )  # fmt: skip
+    return EditResult(decode(request, z), options.steps * (rounds + passes(request.model)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _invert_and_follow(
+    static: Static,
+    options: Inversion | ReNoise,
+    frozen: Frozen,
+    x0: jax.Array,
+    source: Texts,
+    target: Texts,
+    w: jax.Array,
+) -> jax.Array:
+    model, up = static.model, _encoder(static.model, frozen, source)
+    down = prompted(guided_unet(model, frozen), target.context, options.over_time(w), added_cond=target.added_cond)
+    schedule, times = Schedule(model.alphas_cumprod), sampling_times(options.steps)
+    if isinstance(options, Inversion):
+        route = DDIMRoute(times, schedule, model.prediction, options.rounds)
+        return baselines.ddib(route, up, down, x0, jnp.zeros_like(x0))
+    z = baselines.renoise(up, x0, times, schedule, model.prediction, options.rounds, options.average_from)
+    return DDIMRoute(times, schedule, model.prediction).decode(down, z)
+
+
+def p2p(request: EditRequest) -> EditResult:
+    """Prompt-to-prompt on DDIM inversion."""
+    options = options_of(request, PromptToPromptInversion)
+    return _pairs(request, options, *options.controls(request, options.steps))
+
+
+def npi(request: EditRequest) -> EditResult:
+    """Negative-prompt inversion: prompt-to-prompt with the source prompt as the unconditional one."""
+    options = options_of(request, PromptToPromptInversion)
+    _needs_two_passes(request, "npi")
+    return _pairs(request, options, *options.controls(request, options.steps), negative=True)
+
+
+def masactrl(request: EditRequest) -> EditResult:
+    """The target's self-attention reads the source's keys and values."""
+    options = options_of(request, MasaCtrlInversion)
+    return _pairs(request, options, options.control(request))
+
+
+def pnp(request: EditRequest) -> EditResult:
+    """The target takes over the source's self-attention maps and features."""
+    options = options_of(request, PlugAndPlayInversion)
+    return _pairs(request, options, options.control(request))
+
+
+def _pairs(
+    request: EditRequest,
+    options: Inversion,
+    control: Control,
+    blend: LocalBlend | None = None,
+    negative: bool = False,
+) -> EditResult:
+    z = _invert_and_decode_pairs(
+        Static(request.model), program_of(options), negative, request.frozen, encode(request),
+        texts(request, request.source), texts(request, request.target), jnp.float32(options.scale(request.model)),
+        control, blend,
+    )  # fmt: skip
+    return EditResult(decode(request, z), options.steps * (options.rounds + 2 * passes(request.model)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _invert_and_decode_pairs(
+    static: Static,
+    options: Inversion,
+    negative: bool,
+    frozen: Frozen,
+    x0: jax.Array,
+    source: Texts,
+    target: Texts,
+    w: jax.Array,
+    control: Control,
+    blend: LocalBlend | None,
+) -> jax.Array:
+    model, both = static.model, stacked(source, target)
+    if negative:
+        sources = stacked(source, source).added_cond
+        network = baselines.negative_prompt_pairs(
+            plain_unet(model, frozen), source.context, target.context, options.over_time(w), sources,
+            added_cond=both.added_cond,
+        )  # fmt: skip
+    else:
+        network = prompted_pairs(
+            guided_unet(model, frozen), both.context, options.over_time(w), added_cond=both.added_cond
+        )
+    return edit_image(
+        _route(model, options), _encoder(model, frozen, source), network, x0, jnp.zeros_like(x0), control, blend
+    )[1]
+
+
+def nti(request: EditRequest) -> EditResult:
+    """Null-text inversion with prompt-to-prompt."""
+    options, model = options_of(request, NullText), request.model
+    _needs_two_passes(request, "nti")
+    z, rounds = _null_text(
+        Static(model), program_of(options), request.frozen, encode(request), texts(request, request.source),
+        texts(request, request.target), jnp.float32(options.scale(model)), *options.controls(request, options.steps),
+    )  # fmt: skip
+    evaluations = options.steps * (options.rounds + 2 + 4) + 2 * int(rounds)
+    return EditResult(decode(request, z), evaluations)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _null_text(
+    static: Static,
+    options: NullText,
+    frozen: Frozen,
+    x0: jax.Array,
+    source: Texts,
+    target: Texts,
+    w: jax.Array,
+    control: Control,
+    blend: LocalBlend | None,
+) -> tuple[jax.Array, jax.Array]:
+    model, route, both = static.model, _route(static.model, options), stacked(source, target)
+    times, schedule, kind = route.times, route.schedule, route.kind
+    path = invert_path(_encoder(model, frozen, source), x0, times, schedule, kind, options.rounds)
+    denoise = plain_unet(model, frozen)
+    with_source = functools.partial(denoise, added_cond=source.added_cond)
+    nulls = optimise_null_text(
+        with_source, path, source.context, frozen["null_context"], w, times, schedule, kind, options.inner_steps
+    )
+    network: PairDenoise = null_text_pairs(
+        denoise, nulls.contexts, both.context, constant_guidance(w), added_cond=both.added_cond
+    )
+    decoded = decode_pairs(route, network, jnp.concatenate([path[-1], path[-1]]), control, blend)
+    return jnp.split(decoded, 2)[1], jnp.sum(nulls.rounds)
+
+
+def _encoder(model: ModelBundle, frozen: Frozen, source: Texts) -> Denoise:
+    network = plain_unet(model, frozen)
+    return lambda z, t: network(z, t, source.context, added_cond=source.added_cond)
+
+
+def _route(model: ModelBundle, options: Inversion) -> DDIMRoute:
+    return DDIMRoute(sampling_times(options.steps), Schedule(model.alphas_cumprod), model.prediction, options.rounds)
+
+
+def _needs_two_passes(request: EditRequest, method: str) -> None:
+    if reads_guidance(request.model):
+        raise ValueError(
+            f"--method={method} changes the unconditional pass, which {request.model.source} does not have "
+            "(time_cond_proj_dim): use the model it was distilled from"
+        )
+
+
+def _check_pattern(name: str, pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"{name}={pattern!r} is not a regular expression: {error}") from None

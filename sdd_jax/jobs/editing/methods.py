@@ -1,0 +1,211 @@
+"""Editing methods behind one function: images, what they show and what they should show -> edited images.
+
+    bundle, params = sdd_jax.load("portraits")
+    request = EditRequest(model=bundle, frozen=frozen_of(bundle, params), image=x, source=(...,), target=(...,))
+    result = edit("p2p", request)
+
+`METHODS` names each method's function, imported when it is asked for; what it takes in `options` is a frozen dataclass
+of its own, read by `config.validate`. What several methods share is here: the guided network of a teacher, text states,
+and the way between images and latents, each one program per model and shape, however often it is called.
+
+A network is guided in two passes, or in one where its UNet reads the guidance scale (`time_cond_proj_dim`); every
+method takes either. Evaluations are counted in F, forwards of the UNet for one image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdd_jax.diffusion.guidance import guided
+from sdd_jax.objectives.inputs import added_conditions
+from sdd_jax.sampling.editing import GuidedUNet, embedded_guidance
+from sdd_jax.types import Frozen, ModelBundle, Params
+
+METHODS: dict[str, str] = {
+    "icd": "sdd_jax.jobs.icd.editing:icd",
+    "icd-switch": "sdd_jax.jobs.icd.editing:icd_switch",
+    "sdedit": "sdd_jax.jobs.editing.noise:sdedit",
+    "edit-friendly": "sdd_jax.jobs.editing.noise:edit_friendly",
+    "infedit": "sdd_jax.jobs.editing.noise:infedit",
+    "ddib": "sdd_jax.jobs.editing.inversion:ddib",
+    "renoise": "sdd_jax.jobs.editing.inversion:renoise",
+    "p2p": "sdd_jax.jobs.editing.inversion:p2p",
+    "npi": "sdd_jax.jobs.editing.inversion:npi",
+    "nti": "sdd_jax.jobs.editing.inversion:nti",
+    "masactrl": "sdd_jax.jobs.editing.inversion:masactrl",
+    "pnp": "sdd_jax.jobs.editing.inversion:pnp",
+    "sds": "sdd_jax.jobs.dds.editing:sds",
+    "dds": "sdd_jax.jobs.dds.editing:dds",
+    "cds": "sdd_jax.jobs.dds.editing:cds",
+    "pds": "sdd_jax.jobs.dds.editing:pds",
+    "translate": "sdd_jax.jobs.dds.editing:translate",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditRequest:
+    """What to edit.
+
+    model: the bundle whose UNet is `frozen['teacher']['unet']`.
+    frozen: `frozen_of(model, params)`; a distilled run adds what its own method reads (`jobs.icd.job`).
+    image: f32[b,H,W,3] in [-1, 1], sides multiples of `side_unit(model)`. source, target: b prompts each.
+    seed: of what a method draws. options: the method's own, by name.
+    """
+
+    model: ModelBundle
+    frozen: Frozen
+    image: np.ndarray
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    seed: int = 0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.image)
+        if self.image.ndim != 4 or not count or len(self.source) != count or len(self.target) != count:
+            raise ValueError(
+                f"images {self.image.shape} with {len(self.source)} source and {len(self.target)} target prompts: give "
+                "one of each for every image"
+            )
+        unit = side_unit(self.model)
+        if any(side % unit for side in self.image.shape[1:3]):
+            height, width = self.image.shape[1:3]
+            raise ValueError(f"an image of {width}x{height} does not fit {self.model.source}: use multiples of {unit}")
+
+
+class EditResult(NamedTuple):
+    """image f32[b,H,W,3]; evaluations: F per image, as counted; frames: of the way, f32[n,b,H,W,3], or None."""
+
+    image: np.ndarray
+    evaluations: float
+    frames: np.ndarray | None = None
+
+
+def edit(method: str, request: EditRequest) -> EditResult:
+    """Edits with the method of that name; ValueError for an unknown one, or for options that it does not take."""
+    if method not in METHODS:
+        raise ValueError(f"--method={method!r} is no editing method; use one of {', '.join(METHODS)}")
+    module, function = METHODS[method].split(":")
+    return getattr(importlib.import_module(module), function)(request)
+
+
+def frozen_of(model: ModelBundle, params: Params) -> Frozen:
+    """What editing reads of a loaded model: `teacher`, `vae`, `text`, `null_context` (and `null_pooled`).
+
+    Without a prompt SDXL reads zeros in place of the empty prompt's states, as its `model_index.json` says.
+    """
+    text = {name: value for name, value in params.items() if name.startswith("text_encoder")}
+    null_context, null_pooled = model.embed_text(text, *_ids(model, ("",)))
+    if null_pooled is not None and model.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True):
+        null_context, null_pooled = (
+            x if isinstance(x, jax.ShapeDtypeStruct) else jnp.zeros_like(x) for x in (null_context, null_pooled)
+        )
+    frozen = {"teacher": {"unet": params["unet"]}, "vae": params["vae"], "text": text, "null_context": null_context}
+    return frozen if null_pooled is None else {**frozen, "null_pooled": null_pooled}
+
+
+class Static:
+    """A model as a static argument of a jitted function: equal when it is the same object."""
+
+    def __init__(self, model: ModelBundle) -> None:
+        self.model = model
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.model is other.model
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+
+class Texts(NamedTuple):
+    """context f32[b,n,d]; added_cond: SDXL's added conditions, or None."""
+
+    context: jax.Array
+    added_cond: dict[str, jax.Array] | None
+
+
+def texts(request: EditRequest, prompts: tuple[str, ...]) -> Texts:
+    """The UNet's text states of b prompts."""
+    context, pooled = _embed(Static(request.model), request.frozen["text"], *_ids(request.model, prompts))
+    return Texts(context, added_conditions(request.model, pooled))
+
+
+def stacked(first: Texts, second: Texts) -> Texts:
+    """The text states of pairs, [first b, second b]."""
+    context, added_cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tuple(first), tuple(second))
+    return Texts(context, added_cond)
+
+
+def encode(request: EditRequest) -> jax.Array:
+    """The request's images as scaled latents f32[b,h,w,c], the posterior mean."""
+    return _encode(Static(request.model), request.frozen["vae"], request.image)
+
+
+def decode(request: EditRequest, latents: jax.Array) -> np.ndarray:
+    """Latents [b,h,w,c] as images f32[b,H,W,3] in [-1, 1]."""
+    return np.asarray(_decode(Static(request.model), request.frozen["vae"], latents))
+
+
+def reads_guidance(model: ModelBundle) -> bool:
+    """Whether the model's UNet takes the guidance scale as an input, and is guided in one pass."""
+    return model.configs["unet"].get("time_cond_proj_dim") is not None
+
+
+def guided_unet(model: ModelBundle, frozen: Frozen, unet: Params | None = None) -> GuidedUNet:
+    """The guided network (z, t, context, w, **conditions) -> prediction of `unet`, by default the teacher's."""
+    denoise = functools.partial(model.denoise, frozen["teacher"]["unet"] if unet is None else unet)
+    if reads_guidance(model):
+        return embedded_guidance(denoise, model.configs["unet"]["time_cond_proj_dim"])
+    null_added_cond = added_conditions(model, frozen.get("null_pooled"))
+    return guided(denoise, frozen["null_context"], null_added_cond)
+
+
+def plain_unet(model: ModelBundle, frozen: Frozen, unet: Params | None = None) -> GuidedUNet:
+    """The network (z, t, context, **conditions) without guidance, w = 1, in one pass."""
+    denoise = functools.partial(model.denoise, frozen["teacher"]["unet"] if unet is None else unet)
+    if not reads_guidance(model):
+        return denoise
+    network = embedded_guidance(denoise, model.configs["unet"]["time_cond_proj_dim"])
+    return lambda z, t, context, **conditions: network(z, t, context, 1.0, **conditions)
+
+
+def passes(model: ModelBundle) -> int:
+    """Forwards of the UNet that one guided prediction takes: 1 or 2."""
+    return 1 if reads_guidance(model) else 2
+
+
+def side_unit(model: ModelBundle) -> int:
+    """What the sides of an image must be multiples of: one latent of the UNet's lowest level, in pixels."""
+    return model.downsampling * 2 ** (len(model.configs["unet"]["block_out_channels"]) - 1)
+
+
+def usual_guidance(model: ModelBundle, published: float = 7.5) -> float:
+    """A method's published scale, and at most 3 for the embedded world (latents below 32), whose best it is."""
+    return min(published, 3.0) if model.sample_size < 32 else published
+
+
+def _ids(model: ModelBundle, prompts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+    return model.tokenize(prompts), None if model.tokenize_2 is None else model.tokenize_2(prompts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(static: Static, text: Params, ids: jax.Array, ids_2: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    return static.model.embed_text(text, ids, ids_2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(static: Static, vae: Params, image: jax.Array) -> jax.Array:
+    return static.model.encode(vae, image)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(static: Static, vae: Params, latents: jax.Array) -> jax.Array:
+    return jnp.clip(static.model.decode(vae, latents), -1.0, 1.0)

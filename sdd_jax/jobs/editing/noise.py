@@ -1,0 +1,171 @@
+"""Editing methods that noise the image and need no inversion: SDEdit, edit-friendly DDPM, InfEdit.
+
+| method | F for n steps, g = 2 (1 for a UNet that reads its guidance) | see |
+| --- | --- | --- |
+| `sdedit` | g strength n | `sampling.baselines` |
+| `edit_friendly` | g n up, g (n - skip) down | `sampling.virtual_inversion` |
+| `infedit` | 2 g n, source and target | `sampling.virtual_inversion` |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sdd_jax.diffusion.schedule import Schedule
+from sdd_jax.diffusion.timegrid import sampling_times
+from sdd_jax.jobs.editing.methods import (
+    EditRequest,
+    EditResult,
+    Static,
+    Texts,
+    decode,
+    encode,
+    guided_unet,
+    passes,
+    stacked,
+    texts,
+    usual_guidance,
+)
+from sdd_jax.jobs.editing.options import PromptControlled, Stepped, options_of, program_of
+from sdd_jax.sampling.attention_control import PromptToPrompt
+from sdd_jax.sampling.baselines import sdedit as follow_sdedit
+from sdd_jax.sampling.editing import constant_guidance, prompted, prompted_pairs
+from sdd_jax.sampling.generate import initial_noise
+from sdd_jax.sampling.virtual_inversion import edit_friendly_decode, edit_friendly_maps
+from sdd_jax.sampling.virtual_inversion import infedit as follow_infedit
+from sdd_jax.types import Frozen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SDEdit(Stepped):
+    """strength: the share of the steps, from the end, that is noised and made again."""
+
+    strength: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.strength <= 1 or not self.count:
+            raise ValueError(f"strength={self.strength} leaves no step of {self.steps}: give more, up to 1")
+
+    @property
+    def count(self) -> int:
+        """Steps made again."""
+        return round(self.strength * self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditFriendly(Stepped):
+    """skip: the share of the steps, from the start, that is left as drawn. source_guidance: of the noise maps.
+
+    Published: 100 steps, 36 skipped, w = 15, and 3.5 for the source.
+    """
+
+    steps: int = 100
+    skip: float = 0.36
+    source_guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.skip < 1:
+            raise ValueError(f"skip={self.skip} is a share of the steps: give 0 up to below 1")
+
+    @property
+    def skipped(self) -> int:
+        """Steps left as drawn."""
+        return int(self.skip * self.steps + 1e-9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfEdit(PromptControlled, Stepped):
+    """The published 12 steps, with prompt-to-prompt's controls; the source branch is unguided."""
+
+    steps: int = 12
+    self_: float = 0.6
+
+
+def sdedit(request: EditRequest) -> EditResult:
+    """Noises the image part of the way and denoises it under the target prompt."""
+    options, model = options_of(request, SDEdit), request.model
+    z = _sdedit(
+        Static(model), program_of(options), request.frozen, encode(request), texts(request, request.target),
+        jnp.float32(options.scale(model)), jax.random.key(request.seed),
+    )  # fmt: skip
+    return EditResult(decode(request, z), passes(model) * options.count)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sdedit(
+    static: Static, options: SDEdit, frozen: Frozen, x0: jax.Array, target: Texts, w: jax.Array, rng: jax.Array
+) -> jax.Array:
+    model = static.model
+    network = prompted(guided_unet(model, frozen), target.context, options.over_time(w), added_cond=target.added_cond)
+    times, noise = sampling_times(options.steps), initial_noise(rng, x0.shape)
+    return follow_sdedit(network, x0, noise, times, Schedule(model.alphas_cumprod), model.prediction, options.strength)
+
+
+def edit_friendly(request: EditRequest) -> EditResult:
+    """Extracts the sampler's noise maps under the source prompt and follows them under the target's."""
+    options, model = options_of(request, EditFriendly), request.model
+    source_scale = options.source_guidance
+    if source_scale is None:
+        source_scale = usual_guidance(model, 3.5)
+    z = _edit_friendly(
+        Static(model), dataclasses.replace(program_of(options), source_guidance=None), request.frozen,
+        encode(request), texts(request, request.source), texts(request, request.target), jnp.float32(source_scale),
+        jnp.float32(options.scale(model, 15.0)), jax.random.key(request.seed),
+    )  # fmt: skip
+    return EditResult(decode(request, z), passes(model) * (2 * options.steps - options.skipped))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _edit_friendly(
+    static: Static,
+    options: EditFriendly,
+    frozen: Frozen,
+    x0: jax.Array,
+    source: Texts,
+    target: Texts,
+    source_w: jax.Array,
+    w: jax.Array,
+    rng: jax.Array,
+) -> jax.Array:
+    model, unet = static.model, guided_unet(static.model, frozen)
+    along = (sampling_times(options.steps), Schedule(model.alphas_cumprod), model.prediction)
+    up = prompted(unet, source.context, constant_guidance(source_w), added_cond=source.added_cond)
+    down = prompted(unet, target.context, options.over_time(w), added_cond=target.added_cond)
+    return edit_friendly_decode(down, edit_friendly_maps(up, x0, rng, *along), *along, options.skipped)
+
+
+def infedit(request: EditRequest) -> EditResult:
+    """Corrects the image, step by step, by the difference of target's and source's predictions."""
+    options, model = options_of(request, InfEdit), request.model
+    control, blend = options.controls(request, options.steps)
+    if blend is not None:
+        raise ValueError("--option blend_source: infedit has no blend; leave it out, or use p2p")
+    z = _infedit(
+        Static(model), program_of(options), request.frozen, encode(request), texts(request, request.source),
+        texts(request, request.target), jnp.float32(options.scale(model)), control, jax.random.key(request.seed),
+    )  # fmt: skip
+    return EditResult(decode(request, z), 2 * passes(model) * options.steps)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _infedit(
+    static: Static,
+    options: InfEdit,
+    frozen: Frozen,
+    x0: jax.Array,
+    source: Texts,
+    target: Texts,
+    w: jax.Array,
+    control: PromptToPrompt,
+    rng: jax.Array,
+) -> jax.Array:
+    model, both = static.model, stacked(source, target)
+    network = prompted_pairs(guided_unet(model, frozen), both.context, options.over_time(w), added_cond=both.added_cond)
+    times = sampling_times(options.steps)
+    return follow_infedit(network, x0, rng, times, Schedule(model.alphas_cumprod), model.prediction, control)

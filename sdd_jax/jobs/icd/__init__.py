@@ -1,0 +1,1 @@
+"""Jobs of invertible consistency distillation: guidance distillation, both models, editing, evaluation."""

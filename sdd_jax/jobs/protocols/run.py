@@ -1,0 +1,278 @@
+"""`python -m sdd_jax.evaluate --protocol=NAME ...`: the papers' evaluations of a model, a run, or a folder of results.
+
+    --protocol=generation  --model=DIR --csv=generation_coco.csv --samples=5000 --inception=W.pth --reference=coco.npz
+    --protocol=inversion   --model=DIR --method=ddib --csv=FILE.csv --data=IMAGES --lpips=vgg,vgg16.pth,vgg_lin.pth
+    --protocol=editing     --model=DIR --method=p2p --csv=editing_coco.csv --data=IMAGES --clip=DIR --dinov2=DIR
+    --protocol=editing     --model=DIR --method=p2p --data=PIE_BENCH --blend --clip=DIR
+    --protocol=restoration --workdir=RUN --data=DEGRADED --reference=ORIGINALS --inception=W.pth
+
+`--results=DIR` in place of a model measures pictures that something else made: of the same names as the samples' ids or
+images. `--benchmark=portraits` in place of CSV and data takes held-out portraits. Without weights for any measure,
+results are measured by PSNR and SSIM and, of the embedded world, by its own CLIP.
+
+Pictures go to OUT/images, one line each to OUT/made.jsonl and OUT/scores-HASH.jsonl: the same command continues where
+an interrupted one stopped; the summary is OUT/metrics.json. Inversion is an editing method asked to change nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdd_jax.data.decode import read_picture
+from sdd_jax.evals.fid import fid, inception_network
+from sdd_jax.evals.protocols.benchmarks import (
+    Item,
+    read_editing,
+    read_generation,
+    read_inversion,
+    read_pairs,
+    read_pie_bench,
+)
+from sdd_jax.evals.protocols.log import SampleLog
+from sdd_jax.evals.protocols.measures import (
+    Embedder,
+    Measure,
+    dinov2_measure,
+    fidelity,
+    image_reward_measure,
+    lpips_measure,
+    text_image_measure,
+)
+from sdd_jax.evals.protocols.portraits import write_benchmark
+from sdd_jax.images import write_png
+from sdd_jax.jobs.protocols.makers import Maker, make_maker
+from sdd_jax.jobs.protocols.world import World, load_world
+
+PROTOCOLS = ("generation", "inversion", "editing", "restoration")
+WEIGHTS = ("clip", "dinov2", "lpips", "image_reward", "vocabulary", "world")
+_log = logging.getLogger("sdd_jax")
+
+
+def run_protocol(arguments: Sequence[str]) -> str:
+    """Runs a protocol from its command line; returns the results as a Markdown table.
+
+    Raises:
+        FileNotFoundError, ValueError: in one line, before anything is made, what is wrong with flags, files or weights.
+    """
+    flags = _parser().parse_args(arguments)
+    _check(flags)
+    items, reference = _benchmark(flags)
+    world = load_world(flags.world, flags.batch) if flags.world else None
+    measures = _measures(flags, world)
+    network = inception_network(flags.inception, batch=flags.batch) if flags.inception else None
+    if flags.results:
+        pictures = _found(items, flags.results)
+    else:
+        pictures = _made(items, flags, make_maker(flags))
+    scores = _scores(items, pictures, measures, flags)
+    summary = _summary(scores)
+    if reference and len(items) > 1:
+        files = [pictures[item.id] for item in items]
+        if network is not None:
+            summary["fid"] = fid(files, reference, network)
+        if world is not None and Path(reference).is_dir():
+            summary["world_frechet"] = 100 * fid(files, reference, world.network, world.prepare)
+    return _report(flags, summary, len(items))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sdd_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", help='"portraits", a directory or a hub id')
+    which.add_argument("--workdir", type=Path, help="a run")
+    which.add_argument("--results", type=Path, help="a folder of pictures made by something else")
+    parser.add_argument("--revision", help="of a hub id")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a model")
+    parser.add_argument("--csv", default="", help="the benchmark's prompts or edits")
+    parser.add_argument("--data", default="", help="the benchmark's images; PIE-bench's directory; degraded images")
+    parser.add_argument("--reference", default="", help="folder, or .npz of statistics, for FID; originals")
+    parser.add_argument("--benchmark", default="", choices=("", "portraits"), help="in place of --csv and --data")
+    parser.add_argument("--samples", type=int, default=0, help="the first so many; 0: all")
+    parser.add_argument("--method", default="", help="of inversion and editing")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
+    parser.add_argument("--blend", action="store_true", help="give the method each sample's blended words")
+    parser.add_argument("--steps", type=int, default=50, help="of generation and restoration")
+    parser.add_argument("--guidance", type=float, default=7.5, help="of generation; 1 is off")
+    parser.add_argument("--size", type=int, default=0, help="side of pictures; 0: the model's own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--clip", default="", help="directory of a CLIP")
+    parser.add_argument("--dinov2", default="", help="directory of a DINOv2")
+    parser.add_argument("--lpips", default="", metavar="NAME,BACKBONE,LINEAR", help="alex or vgg and its two files")
+    parser.add_argument("--inception", default="", help="pytorch-fid's weights")
+    parser.add_argument("--image-reward", default="", help="ImageReward.pt; needs --vocabulary")
+    parser.add_argument("--vocabulary", default="", help="vocab.txt of bert-base-uncased")
+    parser.add_argument("--world", default="", help='the embedded world that measures: "portraits" or a directory')
+    parser.add_argument("--out", required=True, type=Path)
+    return parser
+
+
+def _check(flags: argparse.Namespace) -> None:
+    if flags.batch < 1 or flags.samples < 0 or flags.size < 0:
+        raise ValueError(f"--batch={flags.batch} --samples={flags.samples} --size={flags.size}: not such numbers")
+    if bool(flags.image_reward) != bool(flags.vocabulary):
+        raise ValueError("--image-reward and --vocabulary: ImageReward needs its weights and BERT's vocab.txt, both")
+    if flags.lpips and (len(flags.lpips.split(",")) != 3 or flags.lpips.split(",")[0] not in ("alex", "vgg")):
+        raise ValueError(
+            f"--lpips={flags.lpips}: give alex or vgg, the backbone's file and the linear weights', by commas"
+        )
+    if flags.protocol in ("inversion", "editing") and not (flags.method or flags.results):
+        raise ValueError(f"--protocol={flags.protocol} needs --method: one of python -m sdd_jax.edit's")
+    if flags.benchmark and (flags.csv or flags.data):
+        raise ValueError("--benchmark brings its own --csv and --data: leave them out")
+    if flags.inception and not (flags.reference or flags.protocol == "restoration" or flags.benchmark):
+        raise ValueError("--inception: FID needs --reference, a folder of real images or their statistics .npz")
+
+
+def _benchmark(flags: argparse.Namespace) -> tuple[list[Item], str]:
+    """The samples, and what their distribution is compared with ("" for nothing)."""
+    csv, data, reference = flags.csv, flags.data, flags.reference
+    if flags.benchmark:
+        home = write_benchmark(flags.out / "benchmark", flags.samples or 64)
+        csv, data = str(home / f"{flags.protocol}.csv"), str(home / "images")
+        reference = reference or str(home / "images")
+        if flags.protocol == "restoration":
+            data = str(home / "degraded")
+    needed = {"generation": {"--csv": csv}, "restoration": {"--data": data, "--reference": reference}}
+    for flag, value in needed.get(flags.protocol, {"--data": data}).items():
+        if not value:
+            raise ValueError(f"--protocol={flags.protocol} needs {flag}, or --benchmark=portraits")
+    if flags.protocol == "generation":
+        items = read_generation(csv)
+    elif flags.protocol == "restoration":
+        items = read_pairs(data, reference)
+    elif flags.protocol == "inversion":
+        if not csv:
+            raise ValueError("--protocol=inversion needs --csv, of file_name and caption")
+        items = read_inversion(csv, data)
+    else:
+        items = read_editing(csv, data) if csv else read_pie_bench(data)
+    if flags.samples > len(items):
+        raise ValueError(f"--samples={flags.samples}: the benchmark has {len(items)}")
+    return items[: flags.samples or None], reference
+
+
+def _measures(flags: argparse.Namespace, world: World | None) -> list[Measure]:
+    measures: list[Measure] = [] if flags.protocol == "generation" else [fidelity]
+    if flags.lpips and flags.protocol != "generation":
+        measures.append(lpips_measure(*flags.lpips.split(","), batch=flags.batch))
+    if flags.dinov2 and flags.protocol != "generation":
+        measures.append(dinov2_measure(flags.dinov2, batch=flags.batch))
+    if flags.clip and flags.protocol != "restoration":
+        from sdd_jax.evals.clip_score import CLIPScorer
+
+        scorer = CLIPScorer.load(flags.clip, batch=flags.batch)
+        measures.append(text_image_measure(Embedder(scorer.embed_images, scorer.embed_texts)))
+    if world is not None and flags.protocol != "restoration":
+        measures.append(text_image_measure(world.embedder, "world_clip"))
+    if flags.image_reward and flags.protocol != "restoration":
+        measures.append(image_reward_measure(flags.image_reward, flags.vocabulary, batch=flags.batch))
+    if not measures and not flags.inception:
+        raise ValueError("nothing to measure with: give --clip, --image-reward, --inception or --world=portraits")
+    return measures
+
+
+def _found(items: Sequence[Item], folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by sample: named as the sample's id, its image, or its position."""
+    from sdd_jax.evals.preprocess import image_paths
+
+    stems = {path.stem: path for path in image_paths(folder)}
+    found = {}
+    for number, item in enumerate(items):
+        names = [item.id, item.image.stem if item.image else item.id, str(number)]
+        match = next((stems[name] for name in names if name in stems), None)
+        if match is None:
+            raise FileNotFoundError(f"--results={folder} has no picture of sample {item.id} (tried {', '.join(names)})")
+        found[item.id] = match
+    return found
+
+
+def _made(items: Sequence[Item], flags: argparse.Namespace, maker: Maker) -> dict[str, Path]:
+    """Makes the pictures that are not made yet, in the same batches whatever is missing; returns all by sample."""
+    asked = {name: getattr(flags, name) for name in ("protocol", "method", "option", "blend", "seed")}
+    asked |= {"items": _contents(items), "model": maker.name, "settings": maker.settings}
+    log = SampleLog(flags.out / "made.jsonl", asked)
+    paths = {item.id: flags.out / "images" / f"{item.id}.png" for item in items}
+    left = {item.id for item in items if item.id not in log.rows or not paths[item.id].is_file()}
+    if len(left) < len(items):
+        _log.info("%d of %d pictures are there already", len(items) - len(left), len(items))
+    began, done = time.monotonic(), 0
+    for start in range(0, len(items), flags.batch):
+        part = items[start : start + flags.batch]
+        if left.isdisjoint(item.id for item in part):
+            continue
+        numbers = [*range(start, start + len(part)), *[start + len(part) - 1] * (flags.batch - len(part))]
+        images, evaluations = maker.make([items[number] for number in numbers], numbers)
+        for item, image in zip(part, images, strict=False):
+            write_png(paths[item.id], image)
+        log.add({"id": item.id, "target": item.target, "evaluations": evaluations} for item in part)
+        done += len(part)
+        _log.info("made %d of %d, %.2f s each", start + len(part), len(items), (time.monotonic() - began) / done)
+    return paths
+
+
+def _scores(
+    items: Sequence[Item], pictures: dict[str, Path], measures: Sequence[Measure], flags: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measures the samples that are not measured yet; returns the rows of all."""
+    asked = {name: getattr(flags, name) for name in (*WEIGHTS, "protocol")}
+    asked |= {"items": _contents(items), "results": str(flags.results or "")}
+    log = SampleLog(flags.out / f"scores-{_digest(asked)}.jsonl", asked)
+    left = [item for item in items if item.id not in log.rows]
+    for start in range(0, len(left), flags.batch):
+        part = left[start : start + flags.batch]
+        shown = [np.asarray(read_picture(pictures[item.id])) for item in part]
+        values: dict[str, np.ndarray] = {}
+        for measure in measures:
+            values |= measure(part, shown)
+        log.add(
+            {"id": item.id, **{name: _json(column[i]) for name, column in values.items()}}
+            for i, item in enumerate(part)
+        )
+        _log.info("measured %d of %d", start + len(part), len(left))
+    return [log.rows[item.id] for item in items]
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The mean of every column over the samples that have it."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "id")
+    columns = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: float(np.mean(column)) for name, column in columns.items() if column}
+
+
+def _report(flags: argparse.Namespace, summary: dict[str, float], count: int) -> str:
+    who = str(flags.model or flags.workdir or flags.results)
+    report = {"protocol": flags.protocol, "of": who, "method": flags.method, "samples": count, "metrics": summary}
+    flags.out.mkdir(parents=True, exist_ok=True)
+    (flags.out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    names = [f"{name}-{count}" if name in ("fid", "world_frechet") else name for name in summary]
+    lines = [f"| {flags.protocol}, {count} samples | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    values = " | ".join(f"{value:.4g}" for value in summary.values())
+    return "\n".join([*lines, f"| {who}{', ' * bool(flags.method)}{flags.method} | {values} |"])
+
+
+def _contents(items: Sequence[Item]) -> str:
+    """What a benchmark asks for, wherever its files are."""
+    names = [item.image.name if item.image else "" for item in items]
+    asked = [(item.id, item.source, item.target, item.blend, item.mask) for item in items]
+    return _digest([names, asked])
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
+
+
+def _json(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""Jobs of SDD and CLIP guidance, the search for timesteps, and their evaluation."""

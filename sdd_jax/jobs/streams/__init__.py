@@ -1,0 +1,1 @@
+"""What jobs train on: portraits, encoded once or rendered, and images with their captions."""
