@@ -6,6 +6,7 @@
 | e4e, pSp `.pt` | {'state_dict': {'decoder.*', ...}, 'latent_avg': [n,d]} |
 | NVIDIA ADA, an exported state dict `.pt` | `mapping.fc0.weight`, `synthesis.b4.const`, `mapping.w_avg`, ... |
 | `.safetensors` of either | rosinality's names with `latent_avg` among them, or ADA's |
+| a directory of `save_generator` | config.json, model.safetensors with rosinality's names and `latent_avg` |
 | NVIDIA `.pkl` | pickled Python classes: refused |
 
 A generator has 171, 153 and 135 tensors at 1024, 512 and 256 px under rosinality's names: 16 of the mapping, the input,
@@ -22,7 +23,9 @@ Layouts: convolution kernels [1,o,i,k,k] are [k,k,i,o] here, linear weights [o,i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +36,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from safetensors.numpy import save_file
 
+from sdd_jax.config import validate
+from sdd_jax.models.hub import read_json
 from sdd_jax.models.state_dicts import StateDict, read_nested_state_dict
 from sdd_jax.models.stylegan2 import StyleGAN2Config, generator_config_of, init_generator
 from sdd_jax.models.stylegan2_layers import blur_kernel
@@ -51,7 +57,7 @@ class LoadedGenerator(NamedTuple):
 
 
 def load_generator(path: str | os.PathLike[str]) -> LoadedGenerator:
-    """Reads a generator from any file of the table above; size and widths come from the tensors' shapes.
+    """Reads a generator from anything in the table above; size and widths come from the tensors' shapes.
 
     Raises:
       FileNotFoundError, ImportError: as `read_state_dict`.
@@ -63,6 +69,9 @@ def load_generator(path: str | os.PathLike[str]) -> LoadedGenerator:
             f"{path} holds pickled classes, whose loading runs code: where its own code is, save G_ema.state_dict() "
             "with torch.save to a .pt file and give that"
         )
+    config: StyleGAN2Config | None = None
+    if path.is_dir():
+        config, path = validate(read_json(path / "config.json"), StyleGAN2Config, str(path)), path / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file; docs/stylegan.md lists where generators come from")
     tensors = read_nested_state_dict(path)
@@ -72,7 +81,8 @@ def load_generator(path: str | os.PathLike[str]) -> LoadedGenerator:
     if any(key.startswith("synthesis.") for key in state):
         latent_avg = state.pop("mapping.w_avg", latent_avg)
         state = rename_ada(state, str(path))
-    config = generator_config_of(state, str(path))
+    if config is None:
+        config = generator_config_of(state, str(path))
     mean = None if latent_avg is None else jnp.asarray(latent_avg)
     return LoadedGenerator(config, params_of(state, config, str(path)), mean)
 
@@ -109,6 +119,16 @@ def state_dict_of(params: Params, config: StyleGAN2Config) -> StateDict:
     flat = traverse_util.flatten_dict(params)
     state = {e.key: np.ascontiguousarray(e.layout.to_torch(np.asarray(flat[e.path]))) for e in _entries(config)}
     return state | {key: blur_kernel(config.blur, up=2) for key in _filters(config)}
+
+
+def save_generator(generator: LoadedGenerator, directory: Path) -> None:
+    """Writes config.json and half-precision model.safetensors, which `load_generator` reads."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(dataclasses.asdict(generator.config), indent=2) + "\n")
+    state = state_dict_of(generator.params, generator.config)
+    if generator.latent_avg is not None:
+        state["latent_avg"] = np.asarray(generator.latent_avg)
+    save_file({key: value.astype(np.float16) for key, value in state.items()}, directory / "model.safetensors")
 
 
 def rename_ada(state_dict: Mapping[str, np.ndarray], source: str) -> StateDict:
