@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdd_jax.models.bundle import load
+    from sdd_jax.models.load import load
     from sdd_jax.models.save import save
 
 __all__ = ["load", "save"]
 
 
 def __getattr__(name: str) -> Any:
-    modules = {"load": "sdd_jax.models.bundle", "save": "sdd_jax.models.save"}
+    modules = {"load": "sdd_jax.models.load", "save": "sdd_jax.models.save"}
     if name not in modules:
         raise AttributeError(f"module 'sdd_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(modules[name]), name)

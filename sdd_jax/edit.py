@@ -34,7 +34,7 @@ from sdd_jax.data.records import to_float
 from sdd_jax.images import make_grid, to_uint8, write_grid
 from sdd_jax.jobs.editing.methods import METHODS, EditRequest, edit, frozen_of, side_unit
 from sdd_jax.jobs.editing.report import Editor, report_pairs
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.runs import open_run
 from sdd_jax.types import Frozen, ModelBundle
 

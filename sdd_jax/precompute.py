@@ -44,7 +44,7 @@ from sdd_jax.data.sources import ImageData, augmented, open_source
 from sdd_jax.jobs.ccd.data import PAIRED, read_data
 from sdd_jax.jobs.streams.captioned import captioned_data
 from sdd_jax.main import split_overrides
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.train import EngineConfig, engine_config, use_compile_cache
 from sdd_jax.training.distributed import HEARTBEAT, join_processes, last_word
 from sdd_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated

@@ -41,7 +41,7 @@ from sdd_jax.jobs.ccd.data import ConditionConfig
 from sdd_jax.jobs.ccd.report import condition_of
 from sdd_jax.jobs.icd import job as icd
 from sdd_jax.models.adapters import Composition
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.runs import open_run, read_config
 from sdd_jax.train import Job

@@ -26,7 +26,7 @@ from sdd_jax.data.records import PortraitSource
 from sdd_jax.jobs.editing.methods import frozen_of
 from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, run_search, write_search
 from sdd_jax.jobs.sdd.hqs_plot import plot_search
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.selection import parse_rule
 

@@ -16,8 +16,8 @@ from sdd_jax.jobs.dds.editing import Program, make_gradient, most_parts
 from sdd_jax.jobs.dds.options import Contrastive, Delta, Descent, Posterior, shared
 from sdd_jax.jobs.editing.methods import EditRequest, Static, edit, frozen_of
 from sdd_jax.jobs.sdd.timesteps import read_timesteps
-from sdd_jax.models.bundle import load
 from sdd_jax.models.hub import PORTRAITS
+from sdd_jax.models.load import load
 from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.sampling.score_editing import draw_iteration, timesteps
 from sdd_jax.training.flops import count_flops, count_jaxpr

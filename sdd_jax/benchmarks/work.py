@@ -27,7 +27,7 @@ from sdd_jax.benchmarks.workloads import (
     without_remat,
 )
 from sdd_jax.data.pipeline import Prefetch
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.train import Job, engine_config, make_program, use_compile_cache
 from sdd_jax.training import sharding
 from sdd_jax.training.flops import count_flops

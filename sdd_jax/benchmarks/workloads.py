@@ -24,8 +24,8 @@ from PIL import Image
 
 from sdd_jax import jobs
 from sdd_jax.config import defaults_of
-from sdd_jax.models.bundle import load
 from sdd_jax.models.described import described
+from sdd_jax.models.load import load
 from sdd_jax.models.published import PUBLISHED
 from sdd_jax.models.unet import init_unet, make_unet
 from sdd_jax.models.unet_flops import unet_flops

@@ -1,6 +1,6 @@
-"""A Stable Diffusion as pure functions: `load` from diffusers-format files, or `make_bundle` from configs alone.
+"""A Stable Diffusion as pure functions, built from configs alone; `models.load` reads configs and weights from files.
 
-    bundle, params = load("portraits")                    the embedded teacher; a directory; a hub id 'owner/name'
+    bundle, params = load("portraits")
     context, _ = bundle.embed_text(params, bundle.tokenize(["a smiling lion"]))
     eps_hat = bundle.denoise(params["unet"], z, t, context)
 
@@ -17,9 +17,7 @@ Schedule: `alphas_cumprod` f32[T] from `scheduler_config.json`, whatever sampler
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,9 +26,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sdd_jax.diffusion.schedule import Schedule
-from sdd_jax.models import convert, hub
+from sdd_jax.models import hub
 from sdd_jax.models.text import CLIPTextEncoder, TextConfig
-from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.models.unet import init_unet, make_unet
 from sdd_jax.models.vae import AutoencoderKL, VAEConfig, latents_of
 from sdd_jax.types import ModelBundle, Params
@@ -43,66 +40,6 @@ SCHEDULERS = (
     "DDIM DDPM PNDM EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete KDPM2AncestralDiscrete"
     " DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep LCM TCD"
 ).split()
-
-log = logging.getLogger(__name__)
-
-
-def load(
-    name: str | Path,
-    revision: str | None = None,
-    dtype: DTypeLike = jnp.float32,
-    *,
-    param_dtype: DTypeLike | None = None,
-    remat: str = "none",
-    on_host: bool = False,
-) -> tuple[ModelBundle, Params]:
-    """Loads a model in diffusers format.
-
-    Args:
-      name: "portraits", a directory, a hub id, or a model without weights (`models.described`).
-      revision: of a hub id.
-      dtype: compute dtype, float32 or bfloat16.
-      param_dtype: the dtype parameters are stored in; `dtype` unless given (float32 for training in bfloat16).
-      remat: what the UNet's backward pass recomputes: "none", "dots" or "block".
-      on_host: leave parameters as NumPy arrays, for a caller that shards them itself.
-
-    Raises:
-      FileNotFoundError, ValueError: one line, naming the file (and config field) that is missing, damaged, a pickle,
-        not supported, or does not fit its config.
-    """
-    if str(name).startswith(("shapes:", "random:")):
-        from sdd_jax.models.described import load_described  # which builds on this module
-
-        return load_described(str(name), dtype, param_dtype=param_dtype, remat=remat)
-    root, source = hub.resolve(name, revision)
-    index = hub.read_json(root / "model_index.json")
-    configs: dict[str, Mapping[str, Any]] = {"model_index": index}
-    for part in ("unet", "vae", *_text_encoders(index)):
-        if not isinstance(index.get(part), list) or None in index[part]:
-            raise ValueError(f"{root}/model_index.json has no {part!r}: {index.get('_class_name')} is not supported")
-        configs[part] = hub.read_json(root / part / "config.json")
-    configs["scheduler"] = hub.read_json(root / "scheduler" / "scheduler_config.json")
-    tokenizers = [load_tokenizer(root / part.replace("text_encoder", "tokenizer")) for part in _text_encoders(index)]
-    parts = _parts(configs)
-    hashed = hub.content_hash([file for part in parts for file in hub.weight_files(root / part)], root)
-    bundle = make_bundle(configs, *tokenizers, dtype=dtype, remat=remat, source=source, content_hash=hashed)
-    params = {part: read_component(root, configs, part, param_dtype or dtype, on_host) for part in parts}
-    log.info("model %s: %s, predicts %s, weights %s", source, index.get("_class_name"), bundle.prediction, hashed[:12])
-    return bundle, params
-
-
-def read_component(
-    root: Path, configs: Configs, part: str, dtype: DTypeLike = jnp.float32, on_host: bool = False
-) -> Params:
-    """Loads one part ("vae", "text_encoder", ...) of a model directory, checked against `configs`, as `load` does."""
-    expected = jax.eval_shape(_inits(configs)[part], jax.random.key(0))
-    found, source = hub.read_weights(root / part)
-    if "text_model" in expected and "text_model" not in found:
-        # transformers 5 writes CLIPTextModel without the prefix that published files have
-        found = {"text_model": found}
-    params = convert.match(found, expected, source)
-    place = np.ascontiguousarray if on_host else jnp.asarray
-    return jax.tree.map(lambda x: place(x.astype(jnp.dtype(dtype))), params)
 
 
 def make_bundle(
@@ -120,7 +57,7 @@ def make_bundle(
     Args:
       configs: `unet`, `vae`, `text_encoder` (`text_encoder_2`) and `scheduler`, each the content of its JSON file.
       tokenize, tokenize_2: a `Tokenizer` for each text encoder.
-      dtype, remat: as for `load`.
+      dtype, remat: as for `load.load`.
       source, content_hash: what identifies the weights that will be used with it.
 
     Raises:
@@ -216,6 +153,11 @@ def expected_shapes(configs: Configs) -> dict[str, Any]:
     return {part: jax.eval_shape(init, jax.random.key(0)) for part, init in _inits(configs).items()}
 
 
+def part_shapes(configs: Configs, part: str) -> Params:
+    """The same of one part, "unet" for instance."""
+    return jax.eval_shape(_inits(configs)[part], jax.random.key(0))
+
+
 def read_prediction(config: Mapping[str, Any]) -> str:
     """Returns "eps", "x0" or "v" of a scheduler_config.json (epsilon where it says nothing)."""
     prediction = config.get("prediction_type", "epsilon")
@@ -258,15 +200,6 @@ def read_schedule(config: Mapping[str, Any]) -> np.ndarray:
     return table.astype(np.float32)
 
 
-def _parts(configs: Configs) -> list[str]:
-    return [part for part in ("unet", "vae", "text_encoder", "text_encoder_2") if part in configs]
-
-
-def _text_encoders(index: Mapping[str, Any]) -> list[str]:
-    second = index.get("text_encoder_2")
-    return ["text_encoder", "text_encoder_2"] if second and None not in second else ["text_encoder"]
-
-
 def _modules(configs: Configs, dtype: DTypeLike, remat: str) -> tuple[Any, AutoencoderKL, list[Any]]:
     missing = [part for part in ("unet", "vae", "text_encoder", "scheduler") if part not in configs]
     if missing:
@@ -275,8 +208,8 @@ def _modules(configs: Configs, dtype: DTypeLike, remat: str) -> tuple[Any, Autoe
         )
     texts = [
         CLIPTextEncoder(TextConfig.from_json(configs[part], f"{part}/config.json"), dtype)
-        for part in _parts(configs)
-        if part.startswith("text_encoder")
+        for part in hub.NETWORKS
+        if part in configs and part.startswith("text_encoder")
     ]
     if len(texts) == 2 and texts[1].config.projection_dim is None:
         raise ValueError(

@@ -31,7 +31,6 @@ from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.types import ModelBundle, Params
 
 KINDS = ("shapes", "random")
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 READS_GUIDANCE, GUIDANCE_EMBEDDING = "+w", 512
 _CLIP_LENGTH = 77
 
@@ -45,7 +44,7 @@ def described(name: str) -> tuple[str, str] | None:
 def load_described(
     name: str, dtype: DTypeLike = jnp.float32, *, param_dtype: DTypeLike | None = None, remat: str = "none"
 ) -> tuple[ModelBundle, Params]:
-    """Does for `shapes:NAME` and `random:NAME` what `bundle.load` does for weights.
+    """Does for `shapes:NAME` and `random:NAME` what `load.load` does for weights.
 
     Raises:
         FileNotFoundError: NAME is neither published nor a directory.
@@ -56,7 +55,7 @@ def load_described(
     configs = read_configs(base)
     if base != model:
         configs["unet"] = {**configs["unet"], "time_cond_proj_dim": GUIDANCE_EMBEDDING}
-    tokenizers = [tokenizer_of(base, configs, part) for part in PARTS[2:] if part in configs]
+    tokenizers = [tokenizer_of(base, configs, part) for part in hub.NETWORKS[2:] if part in configs]
     bundle = make_bundle(configs, *tokenizers, dtype=dtype, remat=remat, source=name, content_hash=name)
     stored = param_dtype or dtype
     if kind == "random":
@@ -83,7 +82,7 @@ def read_configs(name: str) -> dict[str, Mapping[str, Any]]:
     root = hub.PORTRAITS if name == "portraits" else Path(name)
     if not root.is_dir():
         raise FileNotFoundError(f"{name} is no directory and not a published model that is known: {[*PUBLISHED]}")
-    configs = {part: hub.read_json(root / part / "config.json") for part in PARTS if (root / part).is_dir()}
+    configs = {part: hub.read_json(root / part / "config.json") for part in hub.NETWORKS if (root / part).is_dir()}
     return {**configs, "scheduler": hub.read_json(root / "scheduler" / "scheduler_config.json")}
 
 

@@ -38,8 +38,8 @@ from safetensors.numpy import load_file, save_file
 from sdd_jax.diffusion.parameterization import predictor
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.models import hub
-from sdd_jax.models.bundle import load
 from sdd_jax.models.embeddings import sinusoidal_features
+from sdd_jax.models.load import load
 from sdd_jax.models.save import replaced_directory, save
 from sdd_jax.models.unet_config import parse_config
 from sdd_jax.types import ModelBundle, Params
@@ -141,11 +141,11 @@ def save_translator(
 def load_translator(directory: str | Path, **options: Any) -> tuple[Translator, Params, Params, tuple[str, ...]]:
     """Reads what `save_translator` wrote: (translator, its params, the other parts' params, task names).
 
-    options: as for `bundle.load`.
+    options: as for `load.load`.
 
     Raises:
         FileNotFoundError: no such directory, or one without a translator.
-        ValueError: damaged files, or what `bundle.load` objects to.
+        ValueError: damaged files, or what `load.load` objects to.
     """
     folder = Path(directory) / FOLDER
     if not (folder / "config.json").is_file():

@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import numpy as np
 import optax
 import sdd_jax.train as train
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training import sharding
 from toy_job import build, jitter, make_config, Numbers

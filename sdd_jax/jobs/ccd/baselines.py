@@ -28,8 +28,8 @@ from sdd_jax.jobs.ccd.conditional import (
 )
 from sdd_jax.jobs.ccd.data import DESCRIPTIONS, ConditionConfig, conditional_stream, read_data
 from sdd_jax.models.adapters import NoAdapter
-from sdd_jax.models.bundle import load
 from sdd_jax.models.hub import tree_hash
+from sdd_jax.models.load import load
 from sdd_jax.objectives.conditional import ConditionalDiffusion
 from sdd_jax.objectives.consistency import ConsistencyDistillation
 from sdd_jax.objectives.progressive import ProgressiveDistillation

@@ -23,7 +23,7 @@ from sdd_jax.jobs.ccd.conditional import (
     with_null_text,
 )
 from sdd_jax.jobs.ccd.data import DESCRIPTIONS, conditional_stream, heldout_rows, read_data
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.models.lpips import load_lpips, lpips
 from sdd_jax.models.unet import init_unet, make_unet
 from sdd_jax.objectives.ccd import CCD

@@ -28,7 +28,7 @@ from sdd_jax.jobs.dds.data import (
 from sdd_jax.jobs.editing.methods import frozen_of, reads_guidance
 from sdd_jax.jobs.sdd.timesteps import read_timesteps
 from sdd_jax.jobs.streams.portraits import stream_of
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.models.translator import OUTPUTS, Translator, save_translator
 from sdd_jax.objectives.dds import DDS
 from sdd_jax.objectives.inputs import latents_of

@@ -39,7 +39,7 @@ from sdd_jax.jobs.dds.editing import most_parts
 from sdd_jax.jobs.dds.report import BATCH, finite, joined, make_measure, part_of, requests_of, run_edits, task_pairs
 from sdd_jax.jobs.editing.methods import EditRequest, decode, edit, encode, frozen_of, texts
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.runs import open_run
 from sdd_jax.sampling.generate import initial_noise

@@ -26,7 +26,8 @@ from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.editing.methods import frozen_of
 from sdd_jax.jobs.streams.captioned import CaptionedPortraits, captioned_data, captioned_stream, title, token_ids
-from sdd_jax.models.bundle import load, make_bundle
+from sdd_jax.models.bundle import make_bundle
+from sdd_jax.models.load import load
 from sdd_jax.models.save import save
 from sdd_jax.objectives.guidance_distill import GuidanceDistillation, student_configs
 from sdd_jax.objectives.inputs import text_of

@@ -26,8 +26,9 @@ from sdd_jax.jobs.editing.methods import Static, frozen_of, guided_unet, reads_g
 from sdd_jax.jobs.icd.guidance_distill import heldout_ids, heldout_images
 from sdd_jax.jobs.streams.captioned import CaptionedPortraits, captioned_data, captioned_stream, title, token_ids
 from sdd_jax.models import lora, lora_files
-from sdd_jax.models.bundle import load, make_bundle
+from sdd_jax.models.bundle import make_bundle
 from sdd_jax.models.hub import tree_hash
+from sdd_jax.models.load import load
 from sdd_jax.models.save import save_component
 from sdd_jax.objectives.guidance_distill import GuidanceDistillation
 from sdd_jax.objectives.icd import ICD

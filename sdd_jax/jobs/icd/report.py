@@ -42,7 +42,7 @@ from sdd_jax.jobs.icd.guidance_distill import heldout_ids, heldout_images
 from sdd_jax.jobs.icd.job import best_scale, editing_model, generate, reconstruct
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.jobs.world.report import caption_embedder
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.objectives.icd import ICD
 from sdd_jax.objectives.inputs import text_of
 from sdd_jax.runs import open_run

@@ -14,7 +14,7 @@ from sdd_jax.evals.protocols.measures import Embedder
 from sdd_jax.evals.streaming import ShardedApply
 from sdd_jax.jobs.world.directory import read_tower, world_directory
 from sdd_jax.jobs.world.report import caption_embedder
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.models.towers import embed_image
 
 

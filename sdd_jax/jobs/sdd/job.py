@@ -26,8 +26,8 @@ from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, TimestepConfig, job_search, read_
 from sdd_jax.jobs.streams.latents import encoded_portraits
 from sdd_jax.jobs.streams.portraits import PortraitData, stream_of
 from sdd_jax.jobs.world.directory import read_tower, world_directory
-from sdd_jax.models.bundle import load
 from sdd_jax.models.clip_vision import load_clip
+from sdd_jax.models.load import load
 from sdd_jax.models.text import TextConfig
 from sdd_jax.models.translator import Translator, save_translator
 from sdd_jax.objectives.clip_guidance import CLIPGuidance, CLIPNetwork, PublishedCLIP, TowerCLIP

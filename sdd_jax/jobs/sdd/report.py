@@ -42,7 +42,7 @@ from sdd_jax.jobs.editing.methods import EditRequest, edit
 from sdd_jax.jobs.sdd.job import make_editor
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models import hub
-from sdd_jax.models.bundle import read_component
+from sdd_jax.models.load import read_component
 from sdd_jax.models.text import TextConfig
 from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.objectives.clip_guidance import CLIPGuidance

@@ -31,7 +31,7 @@ from sdd_jax.jobs.sdd.report import (
     world_scorer,
 )
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.objectives.hqs import HQSOptions
 
 Metrics = dict[str, float]

@@ -29,7 +29,7 @@ from sdd_jax.evals.teacher import (
 )
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
-from sdd_jax.models.bundle import load
+from sdd_jax.models.load import load
 from sdd_jax.models.text import CLIPTextEncoder, TextConfig
 from sdd_jax.models.towers import embed_caption
 from sdd_jax.sampling.generate import initial_noise, sample

@@ -25,8 +25,9 @@ from sdd_jax.jobs.streams.latents import encoded_portraits
 from sdd_jax.jobs.streams.portraits import PortraitData, stream_of
 from sdd_jax.jobs.world.directory import world_directory
 from sdd_jax.models import hub
-from sdd_jax.models.bundle import make_bundle, read_component
+from sdd_jax.models.bundle import make_bundle
 from sdd_jax.models.hub import tree_hash
+from sdd_jax.models.load import read_component
 from sdd_jax.models.save import save
 from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.models.unet import init_unet, make_unet
