@@ -17,7 +17,6 @@ weights and no data are read; it needs libtpu (the `tpu` extra).
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import logging
@@ -46,8 +45,9 @@ from sdd_jax.benchmarks.workloads import (
     without_files,
     without_remat,
 )
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of, load_config
+from sdd_jax.data.sources import IMAGE_OPTIONS
 from sdd_jax.main import split_overrides
 from sdd_jax.train import EngineConfig, Job, engine_config
 from sdd_jax.training import sharding
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _aot(arguments: Sequence[str]) -> None:
     overrides, rest = split_overrides(arguments)
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.aot", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m sdd_jax.aot", description=__doc__, allow_abbrev=False)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--config", help="a config file with :variants; --config.key=value overrides")
     which.add_argument("--plain", help="plain diffusion training of this model (a published hub id or a directory)")
@@ -79,7 +79,7 @@ def _aot(arguments: Sequence[str]) -> None:
         raise FileNotFoundError(f"--out={flags.out}: there is no directory {flags.out.parent}")
     jax.config.update("jax_platforms", "cpu")  # libtpu is here to compile, not to look for a TPU
     if flags.config is not None:
-        config = load_config(flags.config, overrides, defaults_of(EngineConfig))
+        config = load_config(flags.config, overrides, defaults_of(EngineConfig), IMAGE_OPTIONS)
         chip, devices = topology(flags.topology)
         job, useful, batch = config_jobs(config, flags.precomputed)
     else:

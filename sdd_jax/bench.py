@@ -39,8 +39,9 @@ from sdd_jax.benchmarks.chips import chip_of
 from sdd_jax.benchmarks.profile import device_time
 from sdd_jax.benchmarks.twins import check_torch
 from sdd_jax.benchmarks.work import Work, config_work, forward_work, plain_work
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of, load_config
+from sdd_jax.data.sources import IMAGE_OPTIONS
 from sdd_jax.main import split_overrides
 from sdd_jax.models.attention import use_attention
 from sdd_jax.train import EngineConfig
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _bench(arguments: Sequence[str]) -> None:
     overrides, rest = split_overrides(arguments)
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.bench", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m sdd_jax.bench", description=__doc__, allow_abbrev=False)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--forward", help="UNet forward of this model (portraits, a directory, a published hub id)")
     which.add_argument("--plain", help="plain diffusion training step of this model")
@@ -112,7 +113,7 @@ def _work(flags: argparse.Namespace, overrides: Sequence[str], stack: contextlib
     if flags.plain is not None:
         makes = {"batch_size": flags.batch_size, "dtype": flags.dtype, "remat": flags.remat}
         return plain_work(flags.plain, stack, against=against, **makes)
-    config = load_config(flags.config, overrides, defaults_of(EngineConfig))
+    config = load_config(flags.config, overrides, defaults_of(EngineConfig), IMAGE_OPTIONS)
     return config_work(config, stack, from_moments=flags.precomputed or against, against=against)
 
 

@@ -3,7 +3,7 @@
 A config file defines `get_config(arg: str = "") -> ConfigDict` and imports only ml_collections. Three rules make a
 typo fail before any device work, each with one line that says where it stands and what would have been valid:
 
-1. an override may only name a key that the config has, and keeps the type that the key has;
+1. an override may only name a key that the config has, or an optional one of the command, and keeps the key's type;
 2. a section is read by instantiating a frozen keyword-only dataclass, whose fields are the schema (`validate`);
 3. a file or a variant that does not exist is named together with the file it was looked for in.
 """
@@ -24,13 +24,19 @@ from ml_collections import ConfigDict
 T = TypeVar("T")
 
 
-def load_config(spec: str, overrides: Iterable[str] = (), defaults: Mapping[str, Any] | None = None) -> ConfigDict:
+def load_config(
+    spec: str,
+    overrides: Iterable[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    optional: Mapping[str, Mapping[str, Any]] | None = None,
+) -> ConfigDict:
     """Returns the locked config that `spec` and the command line describe.
 
     Args:
         spec: `path/to/file.py` or `path/to/file.py:variant,variant`; the part after the colon goes to `get_config`.
         overrides: `dotted.key=value` strings, applied in order.
         defaults: values for the top-level keys that the file leaves out (nested mappings merge).
+        optional: by section, keys that an override may add, with a value of the type that they take.
 
     Raises:
         FileNotFoundError: no such config file.
@@ -42,7 +48,7 @@ def load_config(spec: str, overrides: Iterable[str] = (), defaults: Mapping[str,
     with config.ignore_type():
         config.update(loaded)
     for override in overrides:
-        _override(config, override, path)
+        _override(config, override, path, optional or {})
     return config.lock()
 
 
@@ -62,10 +68,13 @@ def _call_get_config(path: str, variant: str) -> ConfigDict:
         raise ValueError(f"--config={path}:{variant}: {one_line(error)}") from error
 
 
-def _override(config: ConfigDict, override: str, path: str) -> None:
+def _override(config: ConfigDict, override: str, path: str, optional: Mapping[str, Mapping[str, Any]]) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"--config.{key}: give a value, as --config.{key}=VALUE")
+    section, _, added = key.rpartition(".")
+    if added in optional.get(section, {}) and isinstance(config.get(section), ConfigDict):
+        config[section][added] = config[section].get(added, optional[section][added])
     node, *rest = [config, *key.split(".")]
     walked = "config"
     while rest:

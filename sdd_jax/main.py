@@ -7,14 +7,14 @@ another one dies, and says so.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sdd_jax import jobs
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of, load_config
+from sdd_jax.data.sources import IMAGE_OPTIONS
 from sdd_jax.train import EngineConfig, engine_config, run
 from sdd_jax.training.distributed import HEARTBEAT, join_processes, last_word
 from sdd_jax.training.workdir import check_workdir
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: Sequence[str]) -> None:
     overrides, rest = split_overrides(arguments)
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.main", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m sdd_jax.main", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="path to a config file, with :variant,variant")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run lives; resumed if it holds one")
     parser.add_argument("--distributed", action="store_true", help="join the other processes of this job first")
@@ -36,7 +36,7 @@ def _train(arguments: Sequence[str]) -> None:
     )
     flags = parser.parse_args(rest)
 
-    config = load_config(flags.config, overrides, defaults_of(EngineConfig))
+    config = load_config(flags.config, overrides, defaults_of(EngineConfig), IMAGE_OPTIONS)
     engine_config(config)
     check_workdir(flags.workdir, config)
     if flags.distributed:

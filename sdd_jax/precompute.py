@@ -18,7 +18,6 @@ source that jobs read it with.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import sys
@@ -33,14 +32,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of, load_config, to_plain
 from sdd_jax.data.degrade_kernels import sharpen
 from sdd_jax.data.latent_records import LatentWriter, Manifest, sharpening
 from sdd_jax.data.pipeline import HostBatch, Prefetch, Source, make_stream
 from sdd_jax.data.records import PortraitSource, Record, Transform
 from sdd_jax.data.restoration import caption_of
-from sdd_jax.data.sources import ImageData, augmented, open_source
+from sdd_jax.data.sources import IMAGE_OPTIONS, ImageData, augmented, open_source
 from sdd_jax.jobs.ccd.data import PAIRED, read_data
 from sdd_jax.jobs.streams.captioned import captioned_data
 from sdd_jax.main import split_overrides
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _precompute(argv: Sequence[str]) -> None:
     overrides, rest = split_overrides(argv)
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.precompute", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m sdd_jax.precompute", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="path to a config file, with :variant,variant")
     parser.add_argument("--out", required=True, type=Path, help="directory to write to; made, or gone on with")
     parser.add_argument("--batch", type=int, default=32, help="pictures encoded at a time")
@@ -88,7 +87,7 @@ def _precompute(argv: Sequence[str]) -> None:
     if flags.batch < 1 or flags.shard < 1 or flags.shard % flags.batch:
         raise ValueError(f"--shard={flags.shard} must be a multiple of --batch={flags.batch}, both from 1")
 
-    config = load_config(flags.config, overrides, defaults_of(EngineConfig))
+    config = load_config(flags.config, overrides, defaults_of(EngineConfig), IMAGE_OPTIONS)
     for key in ("model", "revision", "data"):
         if key not in config:
             raise ValueError(f"--config={flags.config} has no config.{key}: precompute is for jobs on a loaded model")

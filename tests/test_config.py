@@ -73,6 +73,19 @@ def test_overrides_take_the_type_of_the_key(path, override, key, value):
     assert config.optimizer.b1 == 0.5
 
 
+def test_optional_keys_are_added_where_they_are_asked_for(path):
+    optional = {"optimizer": {"b2": 0.5, "nesterov": False}, "data": {"crop": "center"}}
+    config = load_config(path, ["optimizer.nesterov=true"], optional=optional)
+    assert config.optimizer.to_dict() == {"b1": 0.9, "nesterov": True}
+    with pytest.raises(ValueError, match="optimizer.b2=x: expected float"):
+        load_config(path, ["optimizer.b2=x"], optional=optional)
+    for override, message in (
+        ("data.crop=random", "config has no key 'data'"), ("optimizer.b3=1", "config.optimizer has no key 'b3'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            load_config(path, [override], optional=optional)
+
+
 @pytest.mark.parametrize(
     ("spec", "override", "error", "message"),
     [

@@ -12,6 +12,9 @@ A job needs two lines:
     source = open_source(data)                        # data: ImageData, the config section; errors appear here
     stream = make_stream(source, augmented(data, transform), ...)
 
+A job whose data may be something else too inherits `ImageOptions` and opens `data.images()`, so that every key means
+the same in every job.
+
 A record is `{"image": uint8[h,w,3], "caption": str, "captions": tuple of str, "name": str, "position": int}`, the
 picture upright and its shorter side `size`; square, unless `crop="random"`, which `augmented` carries out. What is
 random comes from the stream's generator, so a sample depends on (seed, step) alone.
@@ -20,6 +23,6 @@ Layers inside: a `RawSource` (`folder`, `tar`, `tfds`, `coco`) finds encoded byt
 `images.ImageSource` decodes, filters and deals with damaged records, the same way for all.
 """
 
-from sdd_jax.data.sources.images import ImageData, ImageSource, augmented, open_source
+from sdd_jax.data.sources.images import IMAGE_OPTIONS, ImageData, ImageOptions, ImageSource, augmented, open_source
 
-__all__ = ["ImageData", "ImageSource", "augmented", "open_source"]
+__all__ = ["IMAGE_OPTIONS", "ImageData", "ImageOptions", "ImageSource", "augmented", "open_source"]

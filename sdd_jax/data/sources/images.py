@@ -15,9 +15,11 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
+from sdd_jax.config import defaults_of
 from sdd_jax.data.decode import picture_size, read_scaled, square
 from sdd_jax.data.records import Record, Transform
 from sdd_jax.data.sources.raw import RawRecord, RawSource
@@ -31,33 +33,61 @@ _log = logging.getLogger("sdd_jax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageData:
+class ImageOptions:
+    """What every job's `config.data` may say of images on disk, beside its own fields.
+
+    image_key, caption_key: the features of a tfds record, the latter also the column or JSON field of captions, "" for
+        the usual names ("text", "caption").
+    crop: "center" or "random". flip: mirror half of the pictures. caption_dropout: share of samples with an empty
+        caption.
+    min_size: least shorter side, pixels. max_aspect: largest longer / shorter side, 0 for any.
+    max_bad_share: damaged records that are tolerated.
+    """
+
+    image_key: str = "image"
+    caption_key: str = ""
+    crop: str = "center"
+    flip: bool = False
+    caption_dropout: float = 0.0
+    min_size: int = 0
+    max_aspect: float = 0.0
+    max_bad_share: float = 0.001
+
+    def images(self, **changes: Any) -> ImageData:
+        """A job's section as `open_source` takes it; its `count`, where it has one, is of portraits and stays behind.
+
+        Raises:
+            ValueError: as `ImageData`.
+        """
+        shared = [field.name for field in dataclasses.fields(ImageData) if field.name != "count"]
+        return ImageData(**{name: getattr(self, name) for name in shared if hasattr(self, name)} | changes)
+
+    def check_unused(self, source: str) -> None:
+        """Raises ValueError for an option that is set though `source` reads no images from disk."""
+        for field in dataclasses.fields(ImageOptions):
+            if getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name}={getattr(self, field.name)!r} is of images on disk: source={source!r} does not read "
+                    "it, leave it out"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageData(ImageOptions):
     """Config of images from disk.
 
     source: "folder", "tar", "tfds" or "coco". path: see the package's table. size: side of the pictures.
     split: of tfds ("train", "train[:90%]") and of coco ("val2017").
-    image_key, caption_key: the features of a tfds record, the latter also the column or JSON field of captions, "" for
-        the usual names ("text", "caption").
-    crop: "center" or "random". flip: mirror half of the pictures. captions: "random" of several, "first", or "none".
-    caption_dropout: share of samples with an empty caption.
-    min_size: least shorter side, pixels. max_aspect: largest longer / shorter side, 0 for any.
-    count: how many records there must be before filters, 0 for any. max_bad_share: damaged records that are tolerated.
+    captions: "random" of several, "first", or "none".
+    count: how many records there must be before filters, 0 for any.
     """
 
     source: str = "folder"
     path: str
     size: int = 512
     split: str = "train"
-    image_key: str = "image"
-    caption_key: str = ""
-    crop: str = "center"
-    flip: bool = False
     captions: str = "first"
-    caption_dropout: float = 0.0
-    min_size: int = 0
-    max_aspect: float = 0.0
     count: int = 0
-    max_bad_share: float = 0.001
 
     def __post_init__(self) -> None:
         choices = {"source": SOURCES, "crop": ("center", "random"), "captions": ("first", "random", "none")}
@@ -73,6 +103,10 @@ class ImageData:
                 raise ValueError(f"{name}={getattr(self, name)} is a share, from 0 to 1")
         if self.max_aspect and self.max_aspect < 1.0:
             raise ValueError(f"max_aspect={self.max_aspect} is longer / shorter side: at least 1, or 0 for any")
+
+
+IMAGE_OPTIONS = {"data": defaults_of(ImageOptions)}
+"""Keys that a command line may set though the config file does not write them out, as `load_config` takes them."""
 
 
 def open_source(data: ImageData) -> ImageSource:
