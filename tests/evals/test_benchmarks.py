@@ -1,6 +1,7 @@
 """The published CSVs and PIE-bench with all their quirks, and a log that survives being cut off."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,6 +172,39 @@ def test_a_log_survives_being_cut_off_anywhere(tmp_path):
     one_line(lambda: SampleLog(path, {**settings, "new": 1}), r"another run \(new: None, now 1\)")
     path.write_text("{}\n")
     one_line(lambda: SampleLog(path, settings), "is no log of samples")
+
+
+def test_logs_of_several_processes_become_one(tmp_path):
+    """Killed with three processes, continued with two: every sample once, in order, and no other file."""
+    path, settings = tmp_path / "log.jsonl", {"seed": 0}
+    logs = [SampleLog(path, settings, process) for process in range(3)]
+    logs[0].add([{"id": "a", "x": 1}])
+    logs[2].add([{"id": "c", "x": 3}, {"id": "d", "x": 4}])
+    third = tmp_path / "log.2.jsonl"
+    third.write_bytes(third.read_bytes()[:-3])
+    logs = [SampleLog(path, settings, process) for process in range(2)]
+    assert all(set(log.rows) == {"a", "c"} for log in logs), "the sample cut off is to be made again"
+    logs[1].add([{"id": "d", "x": 4}, {"id": "a", "x": 5}])
+    logs[0].add([{"id": "b", "x": 2}])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            logs[0].merge("abcd")
+    assert SampleLog(path, settings).rows == SampleLog(path, settings, 1).rows, "killed while it is merged"
+    log = SampleLog(path, settings)
+    log.merge("abcd")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [
+        {"settings": settings},
+        *({"id": name, "x": x} for name, x in zip("abcd", (5, 2, 3, 4), strict=True)),
+    ]
+    assert set(log.rows) == {*"abcd"}
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+    stamp = path.stat().st_mtime_ns
+    log.merge("abcd")
+    assert path.stat().st_mtime_ns == stamp, "a log of one process is left as it is"
+    SampleLog(path, settings, 1)
+    one_line(lambda: SampleLog(path, {"seed": 1}), r"another run \(seed: 0, now 1\)")
 
 
 def test_portraits_come_in_every_layout(tmp_path):

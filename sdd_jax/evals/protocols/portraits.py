@@ -17,11 +17,14 @@ import numpy as np
 from sdd_jax.data import portraits
 from sdd_jax.data.degrade import condition, degrade
 from sdd_jax.data.degrade_spec import preset
+from sdd_jax.evals.protocols.split import is_first, wait_for_all
 from sdd_jax.images import write_png
 
 
 def write_benchmark(directory: Path, count: int) -> Path:
     """Writes the first `count` held-out portraits as benchmarks; what is there already is left as it is.
+
+    Of several processes the first one writes; all return when it is done.
 
     Raises:
         ValueError: more than there are.
@@ -29,6 +32,13 @@ def write_benchmark(directory: Path, count: int) -> Path:
     available = len(portraits.split_indices("heldout"))
     if not 0 < count <= available:
         raise ValueError(f"--samples={count}: the benchmark takes 1 to {available} held-out portraits")
+    if is_first():
+        _write(directory, count)
+    wait_for_all("benchmark")
+    return directory
+
+
+def _write(directory: Path, count: int) -> None:
     spec = preset("portraits", portraits.SIZE)
     captions, edits = [["file_name", "caption"]], [["file_name", "old_caption", "edited_caption", "blended_words"]]
     for number, index in enumerate(portraits.split_indices("heldout")[:count]):
@@ -49,7 +59,6 @@ def write_benchmark(directory: Path, count: int) -> Path:
     for file, table in (("generation", captions), ("inversion", captions), ("editing", edits)):
         with (directory / f"{file}.csv").open("w", encoding="utf-8", newline="") as out:
             csv.writer(out).writerows(table)
-    return directory
 
 
 def _changed(portrait: portraits.Portrait, number: int) -> portraits.Portrait:
