@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `portraits` | renders, encoded once | canonical; a task's target ("lion", "white fur") is read as an attribute |
 | `teacher` | samples of the frozen teacher, drawn once and kept (the paper) | `captions`, else those of portraits |
-| `folder` | pictures below `path` | their text files |
+| `folder`, `tar`, `tfds`, `coco` | pictures on disk at `path` (`data.sources`) | the first of each |
 
 Outside of the portraits' grammar a task replaces its `source` words by its `target`, and appends the target where a
 caption does not hold them.
@@ -26,9 +26,10 @@ import numpy as np
 
 from sdd_jax.data import portraits
 from sdd_jax.data.cache import cached_array
-from sdd_jax.data.folder import ImageFolder
+from sdd_jax.data.decode import square
 from sdd_jax.data.pipeline import Source
 from sdd_jax.data.records import PortraitSource, Record, Transform, to_float
+from sdd_jax.data.sources.images import SOURCES, ImageData, ImageOptions, augmented, open_source
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.jobs.editing.methods import guided_unet
@@ -68,10 +69,11 @@ class TranslationTask:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TranslationData:
+class TranslationData(ImageOptions):
     """Config of the images.
 
-    source, path: see the table; size: side of a folder's images. split: of portraits. count: portraits or samples.
+    source, path: see the table; size: side of images on disk. split: of portraits, tfds and coco. count: portraits or
+    samples.
     only: words that all portraits share ("cat"; '' takes any). captions: of teacher samples, used in turn; none:
     portraits'. guidance, sampling_steps, sampling_batch: of teacher samples.
     """
@@ -88,16 +90,22 @@ class TranslationData:
     sampling_batch: int = 32
 
     def __post_init__(self) -> None:
-        if self.source not in ("portraits", "teacher", "folder"):
-            raise ValueError(f"source={self.source!r} is not known; use portraits, teacher, folder")
-        if self.source == "folder" and not self.path:
-            raise ValueError("source='folder' needs a path: set config.data.path to a folder of images")
+        if self.source not in ("portraits", "teacher", *SOURCES):
+            raise ValueError(f"source={self.source!r} is not known; use portraits, teacher, {', '.join(SOURCES)}")
+        if self.source in SOURCES:
+            self.images()
+        else:
+            self.check_unused(self.source)
+            portraits.split_indices(self.split)
         if self.count < 1 or self.sampling_batch < 1:
             raise ValueError(f"count={self.count}, sampling_batch={self.sampling_batch}: give at least 1 of each")
         sampling_times(self.sampling_steps)
-        portraits.split_indices(self.split)
         if self.only and not portraits.parse_caption(self.only):
             raise ValueError(f"only={self.only!r} names no attribute of portraits: write it as their captions do")
+
+    def images(self, **changes: Any) -> ImageData:
+        """The section as `open_source` takes it; its `captions` are of teacher samples."""
+        return super().images(captions="first", **changes)
 
     @property
     def speaks_portraits(self) -> bool:
@@ -106,12 +114,16 @@ class TranslationData:
 
 
 class Stock(NamedTuple):
-    """Images to train on, and what of a record is the network's input, its caption, and its caption after a task."""
+    """Images to train on, and what of a record is the network's input, its caption, and its caption after a task.
+
+    augment: what is done at random to a record before a transform reads it.
+    """
 
     source: Source
     inputs: Callable[[Record], Inputs]
     caption: Callable[[Record], str]
     edited: Callable[[Record, TranslationTask], str]
+    augment: Callable[[Transform], Transform] = lambda transform: transform
 
 
 class MatchingPortraits(PortraitSource):
@@ -151,9 +163,15 @@ class TeacherSamples:
 
 def open_stock(data: TranslationData, bundle: ModelBundle, frozen: Frozen, seed: int) -> Stock:
     """The images of a config; encodes or samples what is not cached yet."""
-    if data.source == "folder":
-        folder = ImageFolder(data.path, data.size)
-        return Stock(folder, lambda record: {"image": to_float(record["image"])}, _own_caption, _replaced)
+    if data.source in SOURCES:
+        images = data.images()
+        return Stock(
+            open_source(images),
+            lambda record: {"image": to_float(square(record["image"], data.size))},
+            _own_caption,
+            _replaced,
+            functools.partial(augmented, images),
+        )
     if data.source == "teacher":
         chosen = [] if data.captions else MatchingPortraits(data.split, data.count, data.only).indices
         captions = [portrait_caption(i) for i in chosen] or [
@@ -184,7 +202,7 @@ def translated(bundle: ModelBundle, stock: Stock, tasks: Sequence[TranslationTas
             row["input_ids_2"], row["source_ids_2"] = bundle.tokenize_2(texts)
         return row
 
-    return transform
+    return stock.augment(transform)
 
 
 def teacher_samples(

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sdd_jax.config import validate
+from sdd_jax.config import defaults_of, validate
 from sdd_jax.data.edit_pairs import edit_pairs
-from sdd_jax.data.folder import ImageFolder
 from sdd_jax.data.pipeline import HostBatch, Source
 from sdd_jax.data.prompts import FOLDER_FIELDS, PORTRAIT_FIELDS, check_template, edit_of, literal, prompted
 from sdd_jax.data.records import PortraitSource, to_float
+from sdd_jax.data.sources.images import SOURCES, ImageOptions, augmented, open_source
 from sdd_jax.evals.preprocess import CLIP_MEAN, CLIP_STD
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.methods import frozen_of
@@ -47,11 +47,12 @@ Editor = Callable[[Params, Frozen, Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EditData:
+class EditData(ImageOptions):
     """Config of the images to manipulate, and of the edit.
 
-    source: "portraits", or "folder" (of `path`). split, count: of portraits. size: image side of a folder's images.
-    prompt: what edited images show, a template (`data.prompts`).
+    source: "portraits"; images on disk: "folder", "tar", "tfds" or "coco", at `path` (see `data.sources`). split: of
+    portraits, tfds and coco. count: of portraits. size: image side of images on disk. prompt: what edited images show,
+    a template (`data.prompts`).
     """
 
     source: str = "portraits"
@@ -62,19 +63,20 @@ class EditData:
     prompt: str
 
     def __post_init__(self) -> None:
-        if self.source not in ("portraits", "folder"):
-            raise ValueError(f"source={self.source!r} is not known; use portraits, folder")
-        if self.source == "folder" and not self.path:
-            raise ValueError("source='folder' needs a path: set config.data.path to a folder of images")
+        if self.source not in ("portraits", *SOURCES):
+            raise ValueError(f"source={self.source!r} is not known; use portraits, {', '.join(SOURCES)}")
         if self.source == "portraits":
             PortraitData(split=self.split, count=self.count)
+            self.check_unused(self.source)
+        else:
+            self.images()
         check_template(self.prompt, PORTRAIT_FIELDS if self.source == "portraits" else FOLDER_FIELDS)
 
     def open(self) -> Source:
-        """The images as records, portraits rendered as they are asked for."""
+        """The images as records, square; portraits rendered as they are asked for."""
         if self.source == "portraits":
             return PortraitSource(self.split, self.count, cached=False)
-        return ImageFolder(self.path, self.size)
+        return open_source(self.images(crop="center"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,8 @@ def _timesteps(
         if (search.model, search.prompt) != (bundle.source, data.prompt):
             _log.warning("%s was searched on %s for %r", steps.path, search.model, search.prompt)
     else:
-        made_of = {key: value for key, value in dataclasses.asdict(data).items() if key != "prompt"}
+        left_out = {**defaults_of(ImageOptions), "prompt": data.prompt}
+        made_of = {key: value for key, value in dataclasses.asdict(data).items() if value != left_out.get(key)}
         search = job_search(bundle, parts.frozen, data.open(), data.prompt, options, made_of)
         search = search if steps.rule else search.with_rule(DEFAULT_RULE)
     search = search.with_rule(steps.rule, options.seed) if steps.rule else search
@@ -242,9 +245,10 @@ def _stream(config: ConfigDict, parts: _Parts) -> Callable[[int], Iterator[HostB
     data, bundle = parts.data, parts.bundle
 
     def stream(start_step: int) -> Iterator[HostBatch]:
-        if data.source == "folder":
-            transform = prompted(bundle.tokenize, data.prompt, None, bundle.tokenize_2)
-            return stream_of(config, data.open(), transform)(start_step)
+        if data.source != "portraits":
+            images = data.images()
+            transform = augmented(images, prompted(bundle.tokenize, data.prompt, None, bundle.tokenize_2))
+            return stream_of(config, open_source(images), transform)(start_step)
         source = PortraitSource(data.split, data.count)
         moments = encoded_portraits(bundle, parts.frozen["vae"], source)
         transform = prompted(bundle.tokenize, data.prompt, moments, bundle.tokenize_2)
