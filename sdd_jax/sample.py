@@ -30,7 +30,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.config import validate
 from sdd_jax.data.conditions import edge_image, masked_image, read_depth, three_channels
 from sdd_jax.data.folder import read_image
@@ -40,6 +40,7 @@ from sdd_jax.jobs.ccd.conditional import SAMPLERS, condition_images, frozen_of, 
 from sdd_jax.jobs.ccd.data import ConditionConfig
 from sdd_jax.jobs.ccd.report import condition_of
 from sdd_jax.jobs.icd import job as icd
+from sdd_jax.jobs.streams.captioned import prompt_ids
 from sdd_jax.models.adapters import Composition
 from sdd_jax.models.load import load
 from sdd_jax.objectives.network import ConditionalNetwork
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sample(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.sample", description=__doc__)
+    parser = Parser(prog="python -m sdd_jax.sample", description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path, action="append", help="a run; several are composed")
     parser.add_argument("--control", type=Path, action="append", default=[], help="see above; one for each workdir")
     parser.add_argument("--mask", type=Path, help="of inpainting: white where to fill in")
@@ -98,7 +99,7 @@ def _sample(argv: Sequence[str]) -> None:
         for condition in conditions
     ]
     repeated = tuple(None if hint is None else np.repeat(hint[None], flags.samples, 0) for hint in hints)
-    ids = model.tokenize([flags.prompt] * flags.samples)
+    ids = prompt_ids(model, [flags.prompt] * flags.samples)
     began = time.monotonic()
     sampler = make_sampler(objective, flags.solver)
     hint = repeated if len(repeated) > 1 else repeated[0]

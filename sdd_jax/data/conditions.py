@@ -29,7 +29,7 @@ from PIL import Image
 from sdd_jax.data import portraits
 from sdd_jax.data.cache import CHUNK, cached_array, renderer_hash
 from sdd_jax.data.folder import read_image
-from sdd_jax.data.records import Record, Tokenize, Transform, to_float
+from sdd_jax.data.records import Record, Tokenize, Transform, text_ids, to_float
 from sdd_jax.data.restoration import caption_of
 
 THRESHOLDS = (40.0, 90.0)
@@ -60,9 +60,13 @@ class Edit:
 
 
 def conditioned_rows(
-    tokenize: Tokenize, make: Condition, caption: Caption, moments: np.ndarray | None = None
+    tokenize: Tokenize,
+    make: Condition,
+    caption: Caption,
+    moments: np.ndarray | None = None,
+    tokenize_2: Tokenize | None = None,
 ) -> Transform:
-    """Rows of `condition` (where the task has one), `input_ids`, and `image` f32[H,W,3].
+    """Rows of `condition` (where the task has one), `text_ids`, and `image` f32[H,W,3].
 
     With `moments` f[n,h,w,2c] of the very pictures they stand in for `image`.
     """
@@ -70,7 +74,7 @@ def conditioned_rows(
     def transform(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         made = make(record, rng)
         prompt = caption(record, rng) if made.prompt is None else made.prompt
-        row = {"input_ids": tokenize([prompt])[0]}
+        row = text_ids(prompt, tokenize, tokenize_2)
         if made.condition is not None:
             row["condition"] = made.condition
         if moments is None:

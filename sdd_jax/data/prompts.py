@@ -20,7 +20,7 @@ import numpy as np
 
 from sdd_jax.data import portraits
 from sdd_jax.data.portraits_text import PHRASES
-from sdd_jax.data.records import Record, Tokenize, Transform, to_float
+from sdd_jax.data.records import Record, Tokenize, Transform, text_ids, to_float
 
 PORTRAIT_FIELDS = (*portraits.VOCABULARY, "coat")
 FOLDER_FIELDS = ("caption",)
@@ -82,16 +82,13 @@ def literal(template: str) -> str:
 def prompted(
     tokenize: Tokenize, template: str, moments: np.ndarray | None = None, tokenize_2: Tokenize | None = None
 ) -> Transform:
-    """Rows of `image` f32[H,W,3], or of `moments` f32[h,w,2c] in its place, and `input_ids` of the filled template.
+    """Rows of `image` f32[H,W,3], or of `moments` f32[h,w,2c] in its place, and `text_ids` of the filled template.
 
     moments: precomputed, by the record's position. tokenize_2: of a second text encoder, for `input_ids_2`.
     """
 
     def transform(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        text = fill(template, record)
-        row = {"input_ids": tokenize([text])[0]}
-        if tokenize_2 is not None:
-            row["input_ids_2"] = tokenize_2([text])[0]
+        row = text_ids(fill(template, record), tokenize, tokenize_2)
         if moments is None:
             return {**row, "image": to_float(record["image"])}
         return {**row, "moments": moments[record["position"]].astype(np.float32)}

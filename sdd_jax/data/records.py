@@ -36,6 +36,12 @@ class PortraitSource:
         return {"index": index, "position": position, "image": image}
 
 
+def text_ids(text: str, tokenize: Tokenize, tokenize_2: Tokenize | None = None) -> dict[str, np.ndarray]:
+    """`input_ids` i32[n] of a text, and `input_ids_2` where the model has a second text encoder (SDXL)."""
+    ids = {"input_ids": tokenize([text])[0]}
+    return ids if tokenize_2 is None else {**ids, "input_ids_2": tokenize_2([text])[0]}
+
+
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in [-1, 1]."""
     return image.astype(np.float32) / 127.5 - 1.0

@@ -7,7 +7,7 @@ import numpy as np
 from sdd_jax.data import portraits
 from sdd_jax.data.degrade import condition, degrade
 from sdd_jax.data.degrade_spec import DegradeSpec
-from sdd_jax.data.records import Record, Tokenize, Transform
+from sdd_jax.data.records import Record, Tokenize, Transform, text_ids
 
 
 def caption_of(index: int, captions: str, rng: np.random.Generator) -> str:
@@ -19,9 +19,13 @@ def caption_of(index: int, captions: str, rng: np.random.Generator) -> str:
 
 
 def degraded_portraits(
-    tokenize: Tokenize, spec: DegradeSpec, captions: str, moments: np.ndarray | None = None
+    tokenize: Tokenize,
+    spec: DegradeSpec,
+    captions: str,
+    moments: np.ndarray | None = None,
+    tokenize_2: Tokenize | None = None,
 ) -> Transform:
-    """Rows of `condition` f32[64,64,3] (the degraded picture, bicubic to full size), `input_ids`, and `image`.
+    """Rows of `condition` f32[64,64,3] (the degraded picture, bicubic to full size), `text_ids`, and `image`.
 
     With `moments` f[n,h,w,2c] of the very originals they stand in for `image`; the degradation must not sharpen then.
     """
@@ -34,7 +38,7 @@ def degraded_portraits(
         truth, low = degrade(record["image"], rng, spec)
         row = {
             "condition": condition(low, truth.shape[0]),
-            "input_ids": tokenize([caption_of(record["index"], captions, rng)])[0],
+            **text_ids(caption_of(record["index"], captions, rng), tokenize, tokenize_2),
         }
         if moments is None:
             return {**row, "image": truth}
@@ -43,12 +47,12 @@ def degraded_portraits(
     return transform
 
 
-def degraded_images(tokenize: Tokenize, spec: DegradeSpec) -> Transform:
-    """Rows of `image` f32[H,W,3] (sharpened where the degradation does), `condition`, `input_ids` of its caption."""
+def degraded_images(tokenize: Tokenize, spec: DegradeSpec, tokenize_2: Tokenize | None = None) -> Transform:
+    """Rows of `image` f32[H,W,3] (sharpened where the degradation does), `condition`, `text_ids` of its caption."""
 
     def transform(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         truth, low = degrade(record["image"], rng, spec)
-        ids = tokenize([record["caption"]])[0]
-        return {"image": truth, "condition": condition(low, truth.shape[0]), "input_ids": ids}
+        ids = text_ids(record["caption"], tokenize, tokenize_2)
+        return {"image": truth, "condition": condition(low, truth.shape[0]), **ids}
 
     return transform

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.sampling.generate import initial_noise, sample, sample_consistency
 from sdd_jax.sampling.solvers import SOLVERS, solver_named
 from sdd_jax.train import Previews
-from sdd_jax.types import Frozen, ModelBundle, Params
+from sdd_jax.types import Batch, Frozen, ModelBundle, Params
 
 PREVIEW = 8
 PREVIEW_STEPS = (1, 2, 4)
 KINDS = ("controlnet", "mu", "t2i", "none")
 CONSISTENCY = "consistency"
 SAMPLERS = (*SOLVERS, CONSISTENCY)
+TEXT_KEYS = ("input_ids", "input_ids_2")
 
 Array = jax.Array | np.ndarray
 Sampler = Callable[..., jax.Array]
@@ -132,9 +133,9 @@ def default_guidance(objective: ConditionalNetwork) -> float:
 def make_sampler(objective: ConditionalNetwork, solver: str = "") -> Sampler:
     """Returns sampler(params, frozen, condition, ids, rng, steps, guidance=None, size=None) -> images f32[b,H,W,3].
 
-    condition: f32[b,H,W,c], or what the adapter's `prepare` reads; None for none. ids: i32[b,n]. guidance: a scale,
-    None for the model's own; 1 costs one forward a step, any other two. size: image side where there is no condition.
-    solver: a name of `SAMPLERS`, "" for the method's own.
+    condition: f32[b,H,W,c], or what the adapter's `prepare` reads; None for none. ids: i32[b,n], or a batch that has
+    `input_ids` (and SDXL's `input_ids_2`). guidance: a scale, None for the model's own; 1 costs one forward a step, any
+    other two. size: image side where there is no condition. solver: a name of `SAMPLERS`, "" for the method's own.
 
     Deterministic but for "consistency", over the trailing grid, compiled once per number of steps and shape. Where the
     condition has a mask (inpainting, 4 channels) the known pixels are put back, exactly.
@@ -152,16 +153,16 @@ def make_sampler(objective: ConditionalNetwork, solver: str = "") -> Sampler:
         params: Params,
         frozen: Frozen,
         condition: Any,
-        ids: jax.Array,
+        ids: Batch,
         rng: jax.Array,
         times: jax.Array,
         w: jax.Array | None,
         side: tuple[int, int],
     ) -> jax.Array:
         frozen = frozen if w is None else with_null_text(model, frozen)
-        text = text_of(model, frozen, {"input_ids": ids})
+        text = text_of(model, frozen, ids)
         hint = objective.adapter.prepare(frozen, condition)
-        noise = initial_noise(rng, (ids.shape[0], *side, model.latent_channels))
+        noise = initial_noise(rng, (ids["input_ids"].shape[0], *side, model.latent_channels))
 
         def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
             return objective.predict(params, frozen, hint, z, t, text, w)
@@ -177,7 +178,7 @@ def make_sampler(objective: ConditionalNetwork, solver: str = "") -> Sampler:
         params: Params,
         frozen: Frozen,
         condition: Any,
-        ids: Array,
+        ids: Array | Mapping[str, Array],
         rng: jax.Array,
         steps: int,
         guidance: float | None = None,
@@ -186,12 +187,13 @@ def make_sampler(objective: ConditionalNetwork, solver: str = "") -> Sampler:
         times = sampling_times(steps, objective.grid_steps, schedule.num_timesteps)
         pictures = [leaf.shape[1:3] for leaf in jax.tree.leaves(condition)]
         whole = pictures[0] if pictures else (size or model.sample_size * model.downsampling,) * 2
+        rows = ids if isinstance(ids, Mapping) else {"input_ids": ids}
         w = default_guidance(objective) if guidance is None else guidance
         images = run(
             params,
             frozen,
             jax.tree.map(jnp.asarray, condition),
-            jnp.asarray(ids),
+            {name: jnp.asarray(rows[name]) for name in TEXT_KEYS if name in rows},
             rng,
             jnp.asarray(times),
             None if w == 1.0 else jnp.float32(w),
@@ -225,7 +227,7 @@ def make_previews(
         shown = params if ema is None else ema
         rows = {} if hint is None else {LABELS.get(condition.task, "condition"): condition_images(hint)}
         for n in steps:
-            drawn = sampler(shown, frozen, hint, batch["input_ids"], jax.random.key(0), n)
+            drawn = sampler(shown, frozen, hint, batch, jax.random.key(0), n)
             rows[f"{name} {n} step{'s' * (n > 1)}"] = np.asarray(drawn)
         rows["truth"] = batch["image"]
         write_grid(directory / f"{step:08d}.png", list(rows.values()), list(rows))

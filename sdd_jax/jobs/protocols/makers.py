@@ -32,6 +32,7 @@ from sdd_jax.jobs.ccd.conditional import make_sampler
 from sdd_jax.jobs.ccd.report import condition_of
 from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, guided_unet, passes
 from sdd_jax.jobs.icd.job import generate
+from sdd_jax.jobs.streams.captioned import prompt_ids
 from sdd_jax.objectives.inputs import text_of
 from sdd_jax.runs import read_config
 from sdd_jax.sample import open_runs
@@ -93,7 +94,7 @@ def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, si
         return model.decode(frozen["vae"], sample(lambda z, t: network(z, t), noise, times, schedule, model.prediction))
 
     def make(items: Sequence[Item], numbers: Sequence[int]) -> tuple[np.ndarray, float]:
-        ids, noise = tokenized(model, [item.target for item in items]), noise_of(jnp.asarray(numbers))
+        ids, noise = prompt_ids(model, [item.target for item in items]), noise_of(jnp.asarray(numbers))
         if jumps:
             return np.asarray(generate(Static(model), frozen, ids, noise, w, **options)), float(jumps)
         return np.asarray(run(frozen, ids, noise)), float(passes(model) * flags.steps)
@@ -145,18 +146,12 @@ def _conditional(flags: argparse.Namespace) -> Maker:
 
     def make(items: Sequence[Item], numbers: Sequence[int]) -> tuple[np.ndarray, float]:
         low = np.stack([to_float(read_image(_image(item), size)) for item in items]) if wanted == "superres" else None
-        ids = model.tokenize([item.target for item in items])
+        ids = prompt_ids(model, [item.target for item in items])
         key = jax.random.fold_in(jax.random.key(flags.seed), numbers[0])
         return np.asarray(sampler(params, frozen, low, ids, key, flags.steps, size=size)), float(flags.steps)
 
     settings = {"steps": flags.steps, "size": size, "batch": flags.batch}
     return Maker(_name(flags, model), settings, make)
-
-
-def tokenized(model: ModelBundle, prompts: Sequence[str]) -> dict[str, jax.Array]:
-    """Token ids of prompts by batch key, for one text encoder or two."""
-    ids = {"input_ids": jnp.asarray(model.tokenize(prompts))}
-    return ids if model.tokenize_2 is None else {**ids, "input_ids_2": jnp.asarray(model.tokenize_2(prompts))}
 
 
 def read_square(item: Item, size: int) -> np.ndarray:

@@ -7,7 +7,7 @@ A batch of portraits is `moments` (encoded once) and the `input_ids` of a random
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from sdd_jax.config import validate
 from sdd_jax.data import portraits
 from sdd_jax.data.pipeline import HostBatch
-from sdd_jax.data.records import PortraitSource, Record, Transform, to_float
+from sdd_jax.data.records import PortraitSource, Record, Transform, text_ids, to_float
 from sdd_jax.data.sources import ImageData, augmented, open_source
 from sdd_jax.jobs.streams.latents import encoded_portraits
 from sdd_jax.jobs.streams.portraits import PortraitData, stream_of
@@ -66,8 +66,13 @@ def captioned_stream(
 
 def token_ids(model: ModelBundle, text: str) -> dict[str, np.ndarray]:
     """`input_ids` i32[n] of a text, and `input_ids_2` where the model has a second text encoder."""
-    ids = {"input_ids": model.tokenize([text])[0]}
-    return ids if model.tokenize_2 is None else {**ids, "input_ids_2": model.tokenize_2([text])[0]}
+    return text_ids(text, model.tokenize, model.tokenize_2)
+
+
+def prompt_ids(model: ModelBundle, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """`input_ids` i32[b,n] of prompts, and `input_ids_2` where the model has a second text encoder."""
+    ids = {"input_ids": model.tokenize(prompts)}
+    return ids if model.tokenize_2 is None else {**ids, "input_ids_2": model.tokenize_2(prompts)}
 
 
 def _portraits(model: ModelBundle, moments: np.ndarray) -> Transform:
