@@ -16,7 +16,6 @@ folders, tar shards and TensorFlow data sets have a command of their own: `pytho
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdd_jax.command import Parser, run_command
 from sdd_jax.data.degrade_spec import preset
 from sdd_jax.data.latent_records import LatentRecords, LatentWriter, Manifest, text_to_image
 from sdd_jax.data.pipeline import HostBatch, Source, make_stream
@@ -96,8 +96,12 @@ def random_latents(directory: Path, shapes: dict[str, tuple[int, ...]], count: i
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.bench_data", description=__doc__)
+    """Runs the command line; returns the exit status."""
+    return run_command(_bench_data, argv)
+
+
+def _bench_data(argv: Sequence[str]) -> None:
+    parser = Parser(prog="python -m sdd_jax.bench_data", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="processor time for each stream")
     flags = parser.parse_args(argv)
     print("| stream | samples/s per core | KB a sample |\n| --- | --- | --- |")
@@ -105,7 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, stream in streams(Path(scratch)).items():
             size = sum(value.nbytes for value in next(stream).values()) / BATCH / 1e3
             print(f"| {name} | {samples_per_core_second(stream, flags.seconds):.0f} | {size:.0f} |", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every command shares: log lines on stdout, and user errors as one line with exit status 2.
+"""What every command shares: its flags, log lines on stdout, and user errors as one line with exit status 2.
 
 What the user got wrong is raised by this package as ValueError or OSError and shown as one line; an error from inside a
 library is a bug and keeps its traceback (`--debug`, anywhere on the line, keeps every traceback).
@@ -6,17 +6,26 @@ library is a bug and keeps its traceback (`--debug`, anywhere on the line, keeps
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import absl.logging
 
 from sdd_jax.config import one_line
 
 _PACKAGE = Path(__file__).parent
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of a command; one that is wrong is a `ValueError`, for `run_command` to show."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.data.decode import read_picture
 from sdd_jax.data.edit_pairs import EDITS, parse_edit
 from sdd_jax.data.records import to_float
@@ -106,8 +106,8 @@ def _measure(flags: argparse.Namespace, methods: tuple[str, ...], options: dict[
     return report_pairs(editor, flags.out, flags.samples, edits, flags.world)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m sdd_jax.edit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--method", required=True, help=", ".join(METHODS))

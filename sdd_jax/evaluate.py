@@ -9,12 +9,11 @@ published CSV or on folders; it has flags of its own (`--protocol=editing --help
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.jobs import ReportFlags, report
 from sdd_jax.jobs.world.report import report_world
 from sdd_jax.runs import read_config
@@ -33,7 +32,7 @@ def _evaluate(argv: Sequence[str]) -> None:
 
         print(run_protocol(argv))
         return
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.evaluate", description=__doc__)
+    parser = Parser(prog="python -m sdd_jax.evaluate", description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", type=Path, help="a run")
     which.add_argument("--model", help='"portraits" or the directory of a world made again')

@@ -8,14 +8,13 @@ the weights were made from, with what config, and what `evaluate` measured; the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.config import to_plain
 from sdd_jax.models.card import CARD, model_card
 from sdd_jax.models.lora_kohya import is_peft, to_kohya
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.export", description=__doc__)
+    parser = Parser(prog="python -m sdd_jax.export", description=__doc__)
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path, help="directory to write to; made if missing")
     parser.add_argument("--lora", choices=("peft", "kohya"), default="peft", help="kohya: LoRA under its names too")

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.data.cache import cache_dir
 from sdd_jax.tables import TABLES, find_table
 from sdd_jax.tables.cache import Cache
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reproduce(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sdd_jax.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("table", nargs="?", help="one of --list")

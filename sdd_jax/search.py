@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of
 from sdd_jax.data import portraits
 from sdd_jax.data.folder import ImageFolder
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _search(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.search", description=__doc__)
+    parser = Parser(prog="python -m sdd_jax.search", description=__doc__)
     parser.add_argument("--model", required=True, help='"portraits", a directory, or a hub id')
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

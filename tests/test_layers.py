@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "types": 0,
     "config": 0,
+    "command": 0,
     "images": 0,
     "diffusion": 1,
     "models": 2,

@@ -6,7 +6,6 @@ array_record, without TensorFlow; read back by `ImageData(source="tfds", path="D
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
+from sdd_jax.command import Parser, run_command
 from sdd_jax.data import portraits
 
 
@@ -73,13 +73,16 @@ def write_portraits(out: str | Path, train: int, heldout: int) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.data.tfds_portraits", description=__doc__)
+    return run_command(_write, argv)
+
+
+def _write(argv: Sequence[str]) -> None:
+    parser = Parser(prog="python -m sdd_jax.data.tfds_portraits", description=__doc__)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--train", type=int, default=24_000)
     parser.add_argument("--heldout", type=int, default=2_000)
     flags = parser.parse_args(argv)
     print(write_portraits(flags.out, flags.train, flags.heldout))
-    return 0
 
 
 if __name__ == "__main__":

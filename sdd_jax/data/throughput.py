@@ -8,7 +8,6 @@ and prints samples per second of CPU time, which is per core and does not depend
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import tarfile
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sdd_jax.command import Parser, run_command
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.records import Record
 from sdd_jax.data.sources import ImageData, augmented, open_source
@@ -96,7 +96,11 @@ def write_tfds(root: Path, folder: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.data.throughput", description=__doc__)
+    return run_command(_throughput, argv)
+
+
+def _throughput(argv: Sequence[str]) -> None:
+    parser = Parser(prog="python -m sdd_jax.data.throughput", description=__doc__)
     parser.add_argument("--source", default="", help="folder, tar, tfds or coco, of --path; default: a set of its own")
     parser.add_argument("--path", default="")
     parser.add_argument("--size", type=int, default=512, help="side of the samples")
@@ -108,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{measure(ImageData(source=flags.source, path=flags.path, size=flags.size), flags.samples):.1f} samples/s"
         )
-        return 0
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_folder(Path(scratch, "folder"), flags.samples, flags.side)
         places = {"folder": folder, "tar": write_shards(Path(scratch, "tar"), folder)}
@@ -121,7 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 data = ImageData(source=name, path=str(path), size=flags.size, crop=crop, flip=flip)
                 what = "random crop, flip" if flip else "centre crop"
                 print(f"| {name} | {what} | {measure(data, flags.samples):.1f} samples/s per core |")
-    return 0
 
 
 if __name__ == "__main__":

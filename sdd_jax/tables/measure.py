@@ -6,7 +6,6 @@ a fresh memory, and can be stopped at any moment.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import math
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from sdd_jax.command import run_command
+from sdd_jax.command import Parser, run_command
 from sdd_jax.tables.cache import write_atomically
 from sdd_jax.train import EngineConfig, use_compile_cache
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sdd_jax.tables.measure", description=__doc__)
+    parser = Parser(prog="python -m sdd_jax.tables.measure", description=__doc__)
     parser.add_argument("evaluation", help="module:function")
     parser.add_argument("--workdir", type=Path, help="of the row's training; none: the row trains nothing")
     parser.add_argument("--seed", type=int, required=True)

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from sdd_jax.command import Parser
 from sdd_jax.data.decode import read_picture
 from sdd_jax.evals.fid import fid, inception_network
 from sdd_jax.evals.protocols.benchmarks import (
@@ -84,8 +85,8 @@ def run_protocol(arguments: Sequence[str]) -> str:
     return _report(flags, summary, len(items))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m sdd_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
