@@ -17,7 +17,7 @@ from sdd_jax.data.latent_records import LatentRecords, degraded_latents, text_to
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.records import PortraitSource, Transform
 from sdd_jax.data.restoration import degraded_images, degraded_portraits
-from sdd_jax.data.sources.images import SOURCES, ImageData, augmented, open_source
+from sdd_jax.data.sources.images import SOURCES, ImageOptions, augmented, open_source
 from sdd_jax.jobs.streams.latents import encoded_portraits
 from sdd_jax.jobs.streams.portraits import PortraitData, stream_of
 from sdd_jax.types import ModelBundle, Params
@@ -35,7 +35,7 @@ DESCRIPTIONS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConditionalData:
+class ConditionalData(ImageOptions):
     """Config of the pictures.
 
     source: "portraits"; images on disk: "folder", "tar", "tfds" or "coco", at `path` (see `data.sources`); "latents":
@@ -60,11 +60,13 @@ class ConditionalData:
         for name, choices in (("source", ("portraits", "latents", *SOURCES)), ("captions", known)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; use {', '.join(choices)}")
+        if self.source in ("portraits", "latents"):
+            self.check_unused(self.source)
+        else:
+            self.images()
         if self.source == "portraits":
             PortraitData(split=self.split, count=self.count)
-        elif self.source != "latents":
-            self.images()
-        elif not self.path:
+        if self.source == "latents" and not self.path:
             raise ValueError("source='latents' needs a path: set config.data.path to what precompute wrote")
         _ = self.degrade_spec
 
@@ -72,12 +74,6 @@ class ConditionalData:
     def degrade_spec(self) -> DegradeSpec:
         """How super-resolution spoils the pictures; ValueError for an unknown preset."""
         return preset(self.degradation or ("portraits" if self.source == "portraits" else "real_esrgan"), self.size)
-
-    def images(self) -> ImageData:
-        """The config of the images on disk; ValueError without a path."""
-        if not self.path:
-            raise ValueError(f"source={self.source!r} needs a path: set config.data.path to a folder of images")
-        return ImageData(source=self.source, path=self.path, split=self.split, size=self.size, captions=self.captions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +117,11 @@ def read_data(config: Mapping[str, Any]) -> tuple[ConditionalData, ConditionConf
             raise ValueError(
                 f"{condition.task} of images on disk reads pairs of files: set config.data.source=folder, "
                 "config.data.path and config.condition.path"
+            )
+        if data.crop != "center" or data.flip:
+            raise ValueError(
+                f"{condition.task} of images on disk reads pairs of files, which are cropped alike in the middle: set "
+                "config.data.crop=center and config.data.flip=false"
             )
     return data, condition
 
@@ -172,7 +173,7 @@ def _portrait_rows(
     maps: np.ndarray | None = None,
 ) -> Transform:
     if condition.task == "superres":
-        return degraded_portraits(bundle.tokenize, data.degrade_spec, data.captions, moments)
+        return degraded_portraits(bundle.tokenize, data.degrade_spec, data.captions, moments, bundle.tokenize_2)
     makers: dict[str, Condition] = {
         "depth": conditions.portrait_depth(maps),
         "edit": conditions.portrait_edit,
@@ -181,12 +182,12 @@ def _portrait_rows(
         "none": conditions.no_condition,
     }
     caption = conditions.portrait_caption(data.captions)
-    return conditions.conditioned_rows(bundle.tokenize, makers[condition.task], caption, moments)
+    return conditions.conditioned_rows(bundle.tokenize, makers[condition.task], caption, moments, bundle.tokenize_2)
 
 
 def _file_rows(data: ConditionalData, condition: ConditionConfig, bundle: ModelBundle) -> Transform:
     if condition.task == "superres":
-        return degraded_images(bundle.tokenize, data.degrade_spec)
+        return degraded_images(bundle.tokenize, data.degrade_spec, bundle.tokenize_2)
     makers: dict[str, Condition] = {
         "inpaint": conditions.inpainting,
         "canny": conditions.canny((condition.thresholds[0], condition.thresholds[1])),
@@ -195,4 +196,5 @@ def _file_rows(data: ConditionalData, condition: ConditionConfig, bundle: ModelB
     if condition.task in PAIRED:
         pairs = FilePairs(root=data.path, partners=condition.path, size=data.size)
         makers |= {"depth": pairs.depth, "edit": pairs.edit}
-    return conditions.conditioned_rows(bundle.tokenize, makers[condition.task], conditions.file_caption)
+    caption = conditions.file_caption
+    return conditions.conditioned_rows(bundle.tokenize, makers[condition.task], caption, tokenize_2=bundle.tokenize_2)
