@@ -3,6 +3,8 @@
 # shellcheck disable=SC2034
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="${PYTHON:-python3}"
+# which command of sdd_jax runs: main, precompute or evaluate
+PROGRAM="${PROGRAM:-main}"
 DRY_RUN="${DRY_RUN:-}"
 
 # show COMMAND...: prints the command, quoted as a shell would read it.

@@ -7,8 +7,9 @@
 # --devices=D     virtual CPU devices in each (default 1); 0: the machine's GPUs, dealt out evenly
 # --dry-run       print the commands, run nothing
 #
-# What follows -- goes to python -m sdd_jax.main. Process 0 writes to this terminal, process i to
-# LOGS/process_i.log (LOGS: $LOGS, else a new directory under ${TMPDIR:-/tmp}). The first process that fails ends the others.
+# What follows -- goes to python -m sdd_jax.main, or to the command that $PROGRAM names (precompute, evaluate).
+# Process 0 writes to this terminal, process i to LOGS/process_i.log (LOGS: $LOGS, else a new directory under
+# ${TMPDIR:-/tmp}). The first process that fails ends the others.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -55,7 +56,7 @@ for ((i = 0; i < processes; i++)); do
   else
     settings+=("JAX_PLATFORMS=cpu" "JAX_NUM_CPU_DEVICES=$devices")
   fi
-  command=(env "${settings[@]}" "$PYTHON" -m sdd_jax.main --distributed "$@")
+  command=(env "${settings[@]}" "$PYTHON" -m "sdd_jax.$PROGRAM" --distributed "$@")
   show "${command[@]}"
   if [ -n "$DRY_RUN" ]; then
     continue

@@ -5,7 +5,8 @@
 #   bash launch/slurm.sh --dry-run --config=... --workdir=...        prints what a node would run
 #
 # DIR is on a disk that all nodes share. Two minutes before the time limit, and at preemption, the job saves, and goes
-# back into the queue; it resumes from DIR. PYTHON names the interpreter. Options of sbatch override those below.
+# back into the queue; it resumes from DIR. PYTHON names the interpreter, PROGRAM another command
+# than main (precompute, evaluate). Options of sbatch override those below.
 
 #SBATCH --job-name=sdd_jax
 #SBATCH --nodes=1
@@ -29,7 +30,7 @@ if [ "${1:-}" = --help ]; then usage; exit 0; fi
 if [ "${1:-}" = --dry-run ]; then DRY_RUN=1; shift; fi
 [ $# -gt 0 ] || fail "no job: give --config and --workdir"
 
-command=(srun --kill-on-bad-exit=1 "$PYTHON" -m sdd_jax.main --distributed "$@")
+command=(srun --kill-on-bad-exit=1 "$PYTHON" -m "sdd_jax.$PROGRAM" --distributed "$@")
 if [ -n "$DRY_RUN" ]; then
   run "${command[@]}"
   exit 0

@@ -66,6 +66,9 @@ def test_local_processes_share_a_coordinator():
     assert [f"JAX_PROCESS_ID={i} " in line for i, line in enumerate(lines)] == [True] * 3
     assert len({next(word for word in line.split() if "COORDINATOR" in word) for line in lines}) == 1
     assert all("JAX_NUM_PROCESSES=3 " in line and "JAX_NUM_CPU_DEVICES=2 " in line for line in lines)
+    assert all(" -m sdd_jax.main --distributed " in line for line in lines)
+    done = launch("local.sh", "--dry-run", "--", "--protocol=editing", PROGRAM="evaluate")
+    assert done.stderr.count(" -m sdd_jax.evaluate --distributed --protocol=editing\n") == 2
 
 
 @pytest.mark.parametrize(
