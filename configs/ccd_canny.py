@@ -20,72 +20,17 @@ Times are not measured yet.
 
 import ml_collections
 
-VARIANTS = ("embedded", "sd15", "sd21", "adapter", "mu", "t2i", "debug")
+from sdd_jax.config import config_beside, variants_of
+
+VARIANTS = ("embedded", "adapter", "mu", "t2i", "sd15", "sd21", "debug")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """Returns the configuration with the variants named in `arg`, separated by commas."""
-    names = [name for name in arg.split(",") if name]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"configs/ccd_canny.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
-    config = ml_collections.ConfigDict()
-    config.task = "ccd"
-    config.model = "portraits"
-    config.revision = ml_collections.config_dict.placeholder(str)
-    config.dtype = "float32"
-    config.init = "teacher"
-    config.seed = 0
-    config.steps = 400
-    config.batch_size = 16
-    config.ema = 0.98
-    config.log_every = 20
-    config.checkpoint_every = 100
-    config.preview_every = 200
-    config.optimizer = ml_collections.ConfigDict(
-        {"name": "adamw", "learning_rate": 5e-4, "warmup_steps": 20, "weight_decay": 1e-2, "clip_norm": 1.0}
-    )
-    config.adapter = ml_collections.ConfigDict({"kind": "controlnet", "embedding_channels": (16, 32, 64)})
-    config.condition = ml_collections.ConfigDict({"task": "canny", "thresholds": (40.0, 90.0)})
-    config.data = ml_collections.ConfigDict(
-        {"source": "portraits", "path": "", "split": "train", "count": 6_000, "size": 64, "captions": "random"}
-    )
-    config.objective = ml_collections.ConfigDict(
-        {
-            "train_unet": True,
-            "grid_steps": 50,
-            "shared_time": True,
-            "predictor": "prev",
-            "ode_model": "online",
-            "x_space": "latent",
-            "eps_distance": "l2",
-            "eps_space": "eps",
-            "eps_weight": 1.0,
-            "x_weight": 1.0,
-            "boundary_scaling": False,
-            "guidance": (),
-        }
-    )
-    config.lpips = ml_collections.ConfigDict({"network": "vgg", "backbone": "", "linear": ""})
-    if "sd15" in names or "sd21" in names:
-        _stable_diffusion(config, "sd21" in names)
-    if "adapter" in names:
-        config.objective.train_unet = False
-    if "mu" in names:
-        config.adapter.kind = "mu"
-    if "t2i" in names:
-        config.adapter.kind = "t2i"
-    if "debug" in names:
-        config.update(steps=4, batch_size=4, log_every=1, checkpoint_every=2, preview_every=4)
-        config.data.count = 64
+    """Returns `configs/ccd_sr.py`'s configuration with edges as the condition, and `arg`'s variants."""
+    names = variants_of(arg, VARIANTS, __file__)
+    config = config_beside(__file__, "ccd_sr.py", names)
+    photographs = "sd15" in names or "sd21" in names
+    thresholds = (100.0, 200.0) if photographs else (40.0, 90.0)
+    config.condition = ml_collections.ConfigDict({"task": "canny", "thresholds": thresholds})
+    config.data.degradation = ""
     return config
-
-
-def _stable_diffusion(config: ml_collections.ConfigDict, is_21: bool) -> None:
-    config.model = "stabilityai/stable-diffusion-2-1-base" if is_21 else "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    config.dtype = "bfloat16"
-    config.update(steps=100_000, batch_size=256, ema=0.9999, log_every=100, checkpoint_every=2000, preview_every=0)
-    config.optimizer.update(learning_rate=1e-5, warmup_steps=1000)
-    config.adapter.embedding_channels = (16, 32, 96, 256)
-    config.data.update(source="folder", size=512)
-    config.condition.thresholds = (100.0, 200.0)

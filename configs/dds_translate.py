@@ -23,6 +23,8 @@ Variants combine with commas: `configs/dds_translate.py:sd15,sds`. A folder of p
 
 import ml_collections
 
+from sdd_jax.config import variants_of
+
 VARIANTS = (
     "attributes", "sampled", "sds", "nowarmup", "noidentity", "direct", "denoised", "sd15", "sd21", "sdxl", "debug"
 )  # fmt: skip
@@ -47,10 +49,7 @@ CAPTIONS = (
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the configuration with the variants named in `arg`, separated by commas."""
-    names = [name for name in arg.split(",") if name]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"configs/dds_translate.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+    names = variants_of(arg, VARIANTS, __file__)
     config = ml_collections.ConfigDict()
     config.task = "dds"
     config.model = "portraits"

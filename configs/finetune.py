@@ -20,16 +20,15 @@ Times are not measured yet.
 
 import ml_collections
 
+from sdd_jax.config import variants_of
+
 CONDITIONS = ("depth", "edit", "inpaint", "canny")
 VARIANTS = ("embedded", *CONDITIONS, "adapter", "mu", "t2i", "gd", "sd15", "sd21", "debug")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the configuration with the variants named in `arg`, separated by commas."""
-    names = [name for name in arg.split(",") if name]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"configs/finetune.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+    names = variants_of(arg, VARIANTS, __file__)
     config = ml_collections.ConfigDict()
     config.task = "finetune"
     config.model = "portraits"

@@ -25,6 +25,8 @@ and 68 h on 8 A100. Variants combine with commas: `configs/icd.py:stage2,sd15`.
 
 import ml_collections
 
+from sdd_jax.config import variants_of
+
 MODELS = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd21": "stabilityai/stable-diffusion-2-1-base",
@@ -45,10 +47,7 @@ VARIANTS = ("stage1", "stage2", "lora", "full", *STAGE2_ONLY, *MODELS, "debug")
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the configuration with the variants named in `arg`, separated by commas."""
-    names = [name for name in arg.split(",") if name]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"configs/icd.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+    names = variants_of(arg, VARIANTS, __file__)
     of_stage2 = [name for name in names if name in STAGE2_ONLY]
     if "stage1" in names and ("stage2" in names or of_stage2):
         raise ValueError(f"configs/icd.py: {', '.join(names)} names both stages; run them one after the other")

@@ -1,7 +1,8 @@
 """Configs: `FILE.py:variant` plus `--config.key=value` overrides -> a locked `ConfigDict` -> validated dataclasses.
 
-A config file defines `get_config(arg: str = "") -> ConfigDict` and imports only ml_collections. Three rules make a
-typo fail before any device work, each with one line that says where it stands and what would have been valid:
+A config file defines `get_config(arg: str = "") -> ConfigDict` and imports only ml_collections and this
+module's `variants_of` and `config_beside`. Three rules make a typo fail before any device work, each with one line that
+says where it stands and what would have been valid:
 
 1. an override may only name a key that the config has, or an optional one of the command, and keeps the key's type;
 2. a section is read by instantiating a frozen keyword-only dataclass, whose fields are the schema (`validate`);
@@ -15,7 +16,7 @@ import dataclasses
 import importlib.util
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +67,29 @@ def _call_get_config(path: str, variant: str) -> ConfigDict:
         return module.get_config(variant) if variant else module.get_config()
     except (ValueError, KeyError) as error:
         raise ValueError(f"--config={path}:{variant}: {one_line(error)}") from error
+
+
+def variants_of(arg: str, known: Sequence[str], file: str) -> list[str]:
+    """For config files: the variants that `arg` names, separated by commas.
+
+    Args:
+        known: the variants that the file has.
+        file: its `__file__`.
+
+    Raises:
+        ValueError: one that it does not have.
+    """
+    names = [name for name in arg.split(",") if name]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        place = Path(file)
+        raise ValueError(f"{place.parent.name}/{place.name} has no variant {unknown[0]!r}; use {', '.join(known)}")
+    return names
+
+
+def config_beside(file: str, name: str, variants: Sequence[str] = ()) -> ConfigDict:
+    """For config files: the configuration of `name`, a file beside `file`, to be changed in what is special."""
+    return _call_get_config(str(Path(file).with_name(name)), ",".join(variants))
 
 
 def _override(config: ConfigDict, override: str, path: str, optional: Mapping[str, Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import sdd_jax
 from sdd_jax import jobs
-from sdd_jax.config import defaults_of, load_config
+from sdd_jax.config import defaults_of, flatten, load_config, to_plain
 from sdd_jax.main import main
 from sdd_jax.train import EngineConfig, engine_config
 
@@ -88,6 +88,31 @@ def test_the_docstring_says_how_to_run_every_variant(path):
     assert all(name in text for name in variants(path))
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_an_unknown_variant_is_one_line(path):
+    with pytest.raises(ValueError, match=f"{path.name} has no variant 'nonsense'; use ") as error:
+        load(f"{path}:nonsense")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("variant", ["", "sd15", "sd21,debug"])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("depth", {"condition.path"}),
+        ("edit", {"condition.path"}),
+        ("inpaint", set()),
+        ("canny", {"condition.thresholds"}),
+        ("t2i", {"adapter.kind", "adapter.embedding_channels", "objective.guidance"}),
+    ],
+)
+def test_other_conditions_are_trained_as_super_resolution_is(name, own, variant):
+    specs = (f"{FOLDER}/ccd_{which}.py:{variant}".rstrip(":") for which in ("sr", name))
+    base, config = (flatten(to_plain(load(spec))) for spec in specs)
+    differing = {key for key in base.keys() | config.keys() if base.get(key) != config.get(key)}
+    assert differing == {"condition.task", "data.degradation", *own}
+
+
 def test_debug_shrinks_what_it_is_combined_with():
     full, small = load(f"{FOLDER}/ccd_sr.py:adapter,long"), load(f"{FOLDER}/ccd_sr.py:adapter,long,debug")
     assert small.steps == 4 < full.steps and small.data.count < full.data.count
@@ -97,7 +122,7 @@ def test_debug_shrinks_what_it_is_combined_with():
 @pytest.mark.parametrize(
     ("variant", "arguments", "message"),
     [
-        (":nonsense", [], "configs/ccd_sr.py has no variant 'nonsense'; use long, adapter, mu"),
+        (":nonsense", [], "configs/ccd_sr.py has no variant 'nonsense'; use embedded, long, adapter"),
         ("", ["--config.objective.nonsense=1"], "config.objective has no key 'nonsense'"),
         ("", ["--config.nonsense=1"], "config has no key 'nonsense'"),
         ("", ["--config.steps=2.5"], "--config.steps=2.5: expected int"),
