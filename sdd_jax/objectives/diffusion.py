@@ -6,14 +6,6 @@ The target is eps, v or x0 as the model's `prediction` says. m(t) is 1, or min-S
 space clipped at gamma, which for eps is min(snr, gamma) / snr and for v min(snr, gamma) / (snr + 1). A share of the
 captions is replaced by the empty one, which is what classifier-free guidance later reads.
 
-`scales` adds what the error looks like from afar (the multiscale loss of Hoogeboom et al., 2023), with P_s the mean
-over s x s patches:
-
-    |d|^2 + sum over scales s of s^-1/2 |s P_s d|^2,   d = target - f
-
-The factor s keeps white noise at unit variance. The minimiser is the same; what differs between pictures in a few low
-frequencies only (how light they are) is a thousandth of the plain error, and is learned late without.
-
 Batch: `moments` f32[b,h,w,2c] (or `image`), `context` f32[b,n,d] (or `input_ids`). Cost: 3F.
 """
 
@@ -25,7 +17,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.diffusion.distances import l2
 from sdd_jax.diffusion.schedule import Level, Schedule, add_noise, snr
 from sdd_jax.objectives.inputs import latents_of, text_of
 from sdd_jax.types import Batch, Frozen, Metrics, ModelBundle, Params, Phase
@@ -40,13 +31,12 @@ TARGETS: dict[str, Callable[[jax.Array, jax.Array, Level], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """Fields: the model, how to make its UNet, caption dropout, min-SNR gamma (None: weight 1), scales of h, w."""
+    """Fields: the model, how to make its UNet, caption dropout, min-SNR gamma (None: weight 1)."""
 
     model: ModelBundle
     init_unet: Callable[[jax.Array], Params]
     caption_dropout: float = 0.1
     min_snr_gamma: float | None = None
-    scales: tuple[int, ...] = ()
 
     def init(self, rng: jax.Array, frozen: Frozen) -> Params:
         """Returns the UNet to train."""
@@ -69,10 +59,8 @@ class Diffusion:
         z_t = add_noise(x0, eps, level)
         target = TARGETS[self.model.prediction](x0, eps, level)
         prediction = self.model.denoise(params["unet"], z_t, t, context, added_cond=added_cond)
-        difference = target - prediction
-        errors = l2(target, prediction)
-        seen = errors + sum((multiscale(difference, scale) for scale in self.scales), jnp.zeros(b))
-        return jnp.mean(self._weight(level) * seen), {"mse": jnp.mean(errors)}
+        errors = jnp.mean((target - prediction) ** 2, axis=(1, 2, 3))
+        return jnp.mean(self._weight(level) * errors), {"mse": jnp.mean(errors)}
 
     def _weight(self, level: Level) -> jax.Array:
         if self.min_snr_gamma is None:
@@ -85,12 +73,3 @@ class Diffusion:
     def phases(self) -> tuple[Phase, ...]:
         """One update of the UNet."""
         return (Phase(self.loss),)
-
-
-def multiscale(difference: jax.Array, scale: int) -> jax.Array:
-    """s^-1/2 |s P_s d|^2 of d f32[b,h,w,c], averaged over patches and channels: f32[b]. White noise gives s^-1/2."""
-    b, h, w, c = difference.shape
-    if h % scale or w % scale:
-        raise ValueError(f"config.objective.scales: scale {scale} does not divide latents of {h} x {w}")
-    patches = difference.reshape(b, h // scale, scale, w // scale, scale, c)
-    return scale**1.5 * jnp.mean(jnp.mean(patches, axis=(2, 4)) ** 2, axis=(1, 2, 3))

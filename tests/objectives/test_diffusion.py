@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdd_jax.diffusion.schedule import Schedule
-from sdd_jax.objectives.diffusion import Diffusion, multiscale
+from sdd_jax.objectives.diffusion import Diffusion
 from sdd_jax.types import ModelBundle
 
 ACP = np.asarray(Schedule.scaled_linear().alphas_cumprod)
@@ -104,32 +104,3 @@ def test_latents_are_drawn_from_the_posterior(batch):
     wide = {**batch, "moments": jnp.concatenate([jnp.zeros((64, 2, 2, 3)), jnp.full((64, 2, 2, 3), 2.0)], -1)}
     loss, _ = run(method, wide)
     np.testing.assert_allclose(loss, (SCALE * np.exp(1.0)) ** 2, rtol=0.2)  # E x0^2 = (scale std)^2
-
-
-def test_multiscale_reads_constants_and_noise():
-    """|s P_s d|^2 / sqrt(s) is s^1.5 for a constant of one, s^-1/2 for white noise, 0 for what averages out."""
-    constant = jnp.ones((2, 16, 16, 4))
-    noise = jax.random.normal(jax.random.key(0), (256, 16, 16, 4))
-    stripes = constant * jnp.where(jnp.arange(16) % 2 == 0, 1.0, -1.0)[None, :, None, None]
-    for scale in (2, 4, 16):
-        np.testing.assert_allclose(multiscale(constant, scale), scale**1.5, rtol=1e-6)
-        np.testing.assert_allclose(np.mean(multiscale(noise, scale)), scale**-0.5, rtol=0.2)
-        np.testing.assert_allclose(multiscale(stripes, scale), 0.0, atol=1e-10)
-
-
-def test_scales_add_to_the_loss_and_not_to_the_reported_error(batch):
-    plain, seen = (
-        Diffusion(model=make_model(blank([]), "eps"), init_unet=lambda rng: {}, caption_dropout=0.0, scales=scales)
-        for scales in ((), (2,))
-    )
-    loss, metrics = run(plain, batch)
-    more, same = run(seen, batch)
-    np.testing.assert_allclose(same["mse"], metrics["mse"])
-    # a network that says zero is wrong by white noise
-    np.testing.assert_allclose(more - loss, 2**-0.5, rtol=0.15)
-
-
-def test_scales_must_divide_the_latents(batch):
-    method = Diffusion(model=make_model(blank([]), "eps"), init_unet=lambda rng: {}, scales=(4,))
-    with pytest.raises(ValueError, match="scale 4 does not divide latents of 2 x 2"):
-        run(method, batch)
