@@ -36,9 +36,10 @@ from sdd_jax.data.conditions import edge_image, masked_image, read_depth, three_
 from sdd_jax.data.folder import read_image
 from sdd_jax.data.records import to_float
 from sdd_jax.images import write_grid
-from sdd_jax.jobs.ccd.conditional import SAMPLERS, condition_images, frozen_of, make_sampler
+from sdd_jax.jobs.ccd.conditional import SAMPLERS, condition_images, make_sampler
 from sdd_jax.jobs.ccd.data import ConditionConfig
 from sdd_jax.jobs.ccd.report import condition_of
+from sdd_jax.jobs.frozen import weights_of
 from sdd_jax.jobs.icd import job as icd
 from sdd_jax.jobs.streams.captioned import prompt_ids
 from sdd_jax.models.adapters import Composition
@@ -164,7 +165,7 @@ def on_another_model(name: str, teacher: ModelBundle, params: Params, frozen: Fr
         raise ValueError(f"--model={name}: the run trained its UNet too; only adapters work on other models")
     dtype = jax.tree.leaves(frozen["teacher"]["unet"])[0].dtype
     bundle, weights = load(name, dtype=dtype)
-    found = frozen_of(bundle, weights)
+    found = weights_of(bundle, weights)
 
     def shapes(tree: Frozen) -> Frozen:
         return jax.tree.map(np.shape, tree)

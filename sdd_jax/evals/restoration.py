@@ -18,11 +18,11 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from sdd_jax.evals.frechet import cosine_distance, feature_stats, frechet_distance
-from sdd_jax.evals.image_metrics import psnr, retrieval_accuracy, ssim
+from sdd_jax.evals.conditional import SHARED, shared_metrics
+from sdd_jax.evals.image_metrics import retrieval_accuracy
 from sdd_jax.evals.instruments import Instruments
 
-COLUMNS = ("psnr", "ssim", "clip_distance", "frechet", "attributes", "identity")
+COLUMNS = (*SHARED, "identity")
 
 
 def restoration_metrics(
@@ -33,20 +33,12 @@ def restoration_metrics(
     Args:
         rivals: f32[n,m,H,W,3], other portraits of the same caption as each original.
     """
-    outputs = np.clip(outputs, -1.0, 1.0)
-    pair = jnp.asarray(outputs), jnp.asarray(originals)
-    read, truth = instruments.read(outputs), instruments.read(originals)
+    metrics, _ = shared_metrics(instruments, outputs, originals, labels)
     candidates = jnp.asarray(np.concatenate([originals[:, None], rivals], axis=1))
-    flat, found = candidates.reshape(*candidates.shape[:2], -1), pair[0].reshape(len(outputs), -1)
+    flat = candidates.reshape(*candidates.shape[:2], -1)
+    found = jnp.clip(jnp.asarray(outputs), -1.0, 1.0).reshape(len(outputs), -1)
     identity = [float(retrieval_accuracy(found[i : i + 1], flat[i : i + 1])) for i in range(len(outputs))]
-    return {
-        "psnr": float(np.mean(psnr(*pair))),
-        "ssim": float(np.mean(ssim(*pair))),
-        "clip_distance": float(np.mean(cosine_distance(read.embedding, truth.embedding))),
-        "frechet": 100 * frechet_distance(feature_stats([read.embedding]), feature_stats([truth.embedding])),
-        "attributes": float(np.mean(read.labels == labels)),
-        "identity": float(np.mean(identity)),
-    }
+    return {**metrics, "identity": float(np.mean(identity))}
 
 
 def table(rows: Mapping[str, Mapping[str, float]], columns: tuple[str, ...] = COLUMNS) -> str:

@@ -35,7 +35,6 @@ encoder forward and input gradient, once each).
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,7 +43,7 @@ import jax.numpy as jnp
 
 from sdd_jax.diffusion.distances import Distance, l2, pseudo_huber
 from sdd_jax.diffusion.parameterization import predictor
-from sdd_jax.diffusion.schedule import Level, Schedule, add_noise
+from sdd_jax.diffusion.schedule import Level, add_noise
 from sdd_jax.diffusion.timegrid import grid_pairs
 from sdd_jax.objectives.inputs import latents_of, text_of
 from sdd_jax.objectives.network import ConditionalNetwork, Text, tied_to_data
@@ -119,11 +118,6 @@ class CCD(ConditionalNetwork):
     def prediction(self) -> str:
         """What `predict` answers in: x0 where it is tied to the data, else what the teacher does."""
         return "x0" if self.boundary_scaling else self.model.prediction
-
-    @functools.cached_property
-    def schedule(self) -> Schedule:
-        """The teacher's."""
-        return Schedule(self.model.alphas_cumprod)
 
     def predict(
         self,

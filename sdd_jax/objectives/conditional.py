@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from sdd_jax.diffusion.distances import l2
 from sdd_jax.diffusion.parameterization import predictor
-from sdd_jax.diffusion.schedule import Schedule, add_noise
+from sdd_jax.diffusion.schedule import add_noise
 from sdd_jax.diffusion.timegrid import trailing_grid
 from sdd_jax.objectives.inputs import latents_of, text_of
 from sdd_jax.objectives.network import ConditionalNetwork
@@ -46,10 +46,9 @@ class ConditionalDiffusion(ConditionalNetwork):
         if self.caption_dropout:
             dropped = jax.random.bernoulli(drop_rng, self.caption_dropout, (x.shape[0], 1, 1))
             context = jnp.where(dropped, frozen["null_context"], context)
-        schedule = Schedule(self.model.alphas_cumprod)
-        grid = jnp.asarray(trailing_grid(self.grid_steps, schedule.num_timesteps))
+        grid = jnp.asarray(trailing_grid(self.grid_steps, self.schedule.num_timesteps))
         t = grid[jax.random.randint(time_rng, x.shape[:1], 0, self.grid_steps)]
-        at = schedule.at(t)
+        at = self.schedule.at(t)
         eps = jax.random.normal(noise_rng, x.shape)
         z_t = add_noise(x, eps, at)
         hint = self.adapter.prepare(frozen, batch.get("condition"))

@@ -19,7 +19,6 @@ Cost per sample: 5F (online 3F, target F, phi F) and 5 adapter forwards in full 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.diffusion.distances import Distance, l2, pseudo_huber
-from sdd_jax.diffusion.schedule import CLEAN, Level, Schedule, add_noise
+from sdd_jax.diffusion.schedule import CLEAN, Level, add_noise
 from sdd_jax.diffusion.timegrid import trailing_grid
 from sdd_jax.diffusion.transport import move
 from sdd_jax.objectives.inputs import latents_of, text_of
@@ -58,11 +57,6 @@ class ConsistencyDistillation(ConditionalNetwork):
     def prediction(self) -> str:
         """`predict` answers with f."""
         return "x0"
-
-    @functools.cached_property
-    def schedule(self) -> Schedule:
-        """The teacher's."""
-        return Schedule(self.model.alphas_cumprod)
 
     def predict(
         self,

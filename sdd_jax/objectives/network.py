@@ -10,6 +10,7 @@ forward of 2B samples, 2F.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,11 @@ class ConditionalNetwork:
             raise ValueError(
                 "init='random' with train_unet=False would keep a random UNet: train it, or start from the teacher"
             )
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """The teacher's."""
+        return Schedule(self.model.alphas_cumprod)
 
     def init(self, rng: jax.Array, frozen: Frozen) -> Params:
         """Returns the adapter's parameters and, in full training, the UNet to start from."""

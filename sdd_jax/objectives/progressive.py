@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from sdd_jax.diffusion.distances import l2
 from sdd_jax.diffusion.parameterization import predictor
-from sdd_jax.diffusion.schedule import CLEAN, Level, Schedule, add_noise, snr
+from sdd_jax.diffusion.schedule import CLEAN, Level, add_noise, snr
 from sdd_jax.diffusion.timegrid import trailing_grid
 from sdd_jax.diffusion.transport import move
 from sdd_jax.objectives.inputs import latents_of, text_of
@@ -55,16 +55,15 @@ class ProgressiveDistillation(ConditionalNetwork):
         x = latents_of(self.model, frozen, batch, latents_rng)
         text = text_of(self.model, frozen, batch)
         hint = self.adapter.prepare(frozen, batch.get("condition"))
-        schedule = Schedule(self.model.alphas_cumprod)
         times, is_last = self.draw_times(time_rng, x.shape[0])
-        at = schedule.at(times[0])
+        at = self.schedule.at(times[0])
         z_t = add_noise(x, jax.random.normal(noise_rng, x.shape), at)
 
         w = None if self.guidance_scale == 1.0 else jnp.float32(self.guidance_scale)
         z, from_level = z_t, at
         for i in range(self.substeps):
             out = self.pretrained(frozen, z, times[i], text, w)
-            to_level = schedule.at(times[i + 1])
+            to_level = self.schedule.at(times[i + 1])
             if i == self.substeps - 1:
                 last = is_last[:, None, None, None]
                 to_level = Level(

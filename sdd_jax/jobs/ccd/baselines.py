@@ -20,13 +20,12 @@ from sdd_jax.config import validate
 from sdd_jax.jobs.ccd.conditional import (
     AdapterConfig,
     check_adapter,
-    frozen_of,
     make_adapter,
     make_exporter,
     make_previews,
-    with_null_text,
 )
 from sdd_jax.jobs.ccd.data import DESCRIPTIONS, ConditionConfig, conditional_stream, read_data
+from sdd_jax.jobs.frozen import weights_of, with_null_text
 from sdd_jax.models.adapters import NoAdapter
 from sdd_jax.models.hub import tree_hash
 from sdd_jax.models.load import load
@@ -58,7 +57,7 @@ def finetune(config: ConfigDict) -> Job:
     adapter = make_adapter(adapter_config, bundle, jnp.dtype(config.dtype), config.remat, condition.channels)
     parts = {**config.objective, "model": bundle, "adapter": adapter}
     objective = validate(parts, ConditionalDiffusion, "config.objective")
-    frozen = {**frozen_of(bundle, params), "teacher": {"unet": unet}}
+    frozen = {**weights_of(bundle, params), "teacher": {"unet": unet}}
     if objective.caption_dropout:
         frozen = with_null_text(bundle, frozen)
     return Job(
@@ -117,7 +116,7 @@ def gd(config: ConfigDict) -> Job:
     bundle, params = load(config.model, config.revision, dtype=jnp.dtype(config.dtype), remat=config.remat)
     unet, lineage = start_unet(start, bundle, params)
     objective = validate({**options, "model": bundle}, ProgressiveDistillation, "config.objective")
-    frozen = {**frozen_of(bundle, params), "teacher": {"unet": unet}}
+    frozen = {**weights_of(bundle, params), "teacher": {"unet": unet}}
     if objective.guidance_scale != 1.0:
         frozen = with_null_text(bundle, frozen)
     return Job(

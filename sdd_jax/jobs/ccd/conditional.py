@@ -14,10 +14,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sdd_jax.data.conditions import composite
-from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.ccd.data import ConditionalData, ConditionConfig, heldout_rows
+from sdd_jax.jobs.frozen import with_null_text
 from sdd_jax.models.adapters import Adapter, ControlNetAdapter, MuMixing, NoAdapter, T2IAdapter
 from sdd_jax.models.save import save_component
 from sdd_jax.models.t2i_adapter import t2i_config
@@ -106,20 +106,6 @@ def controlnet_config(config: AdapterConfig, bundle: ModelBundle, channels: int 
     }
 
 
-def frozen_of(bundle: ModelBundle, params: Params) -> Frozen:
-    """What every conditional job reads of a loaded model."""
-    text = {name: value for name, value in params.items() if name.startswith("text_encoder")}
-    return {"teacher": {"unet": params["unet"]}, "vae": params["vae"], "text": text}
-
-
-def with_null_text(bundle: ModelBundle, frozen: Frozen) -> Frozen:
-    """`frozen` with the empty prompt's states, which guidance and caption dropout read: `null_context` f32[1,n,d]."""
-    second = None if bundle.tokenize_2 is None else jnp.asarray(bundle.tokenize_2([""]))
-    context, pooled = bundle.embed_text(frozen["text"], jnp.asarray(bundle.tokenize([""])), second)
-    found = {**frozen, "null_context": context}
-    return found if pooled is None else {**found, "null_pooled": pooled}
-
-
 def default_solver(objective: ConditionalNetwork) -> str:
     """How a model of this method is sampled: consistency models with fresh noise, all others with DDIM."""
     return CONSISTENCY if isinstance(objective, ConsistencyDistillation) else "ddim"
@@ -143,7 +129,7 @@ def make_sampler(objective: ConditionalNetwork, solver: str = "") -> Sampler:
     Raises:
         ValueError: an unknown solver; when called, more steps than the grid has.
     """
-    model, schedule = objective.model, Schedule(objective.model.alphas_cumprod)
+    model, schedule = objective.model, objective.schedule
     name = solver or default_solver(objective)
     if name not in SAMPLERS:
         raise ValueError(f"unknown solver {name!r}: choose one of {', '.join(SAMPLERS)}")

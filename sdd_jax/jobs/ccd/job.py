@@ -15,14 +15,13 @@ from sdd_jax.config import validate
 from sdd_jax.jobs.ccd.conditional import (
     AdapterConfig,
     check_adapter,
-    frozen_of,
     make_adapter,
     make_exporter,
     make_previews,
     make_sampler,
-    with_null_text,
 )
 from sdd_jax.jobs.ccd.data import DESCRIPTIONS, conditional_stream, heldout_rows, read_data
+from sdd_jax.jobs.frozen import weights_of, with_null_text
 from sdd_jax.models.load import load
 from sdd_jax.models.lpips import load_lpips, lpips
 from sdd_jax.models.unet import init_unet, make_unet
@@ -65,7 +64,7 @@ def ccd(config: ConfigDict) -> Job:
     bundle, params = load(config.model, config.revision, dtype=jnp.dtype(config.dtype), remat=config.remat)
     adapter = make_adapter(adapter_config, bundle, jnp.dtype(config.dtype), config.remat, condition.channels)
     objective = validate({**options, "model": bundle, "adapter": adapter}, CCD, "config.objective")
-    frozen = frozen_of(bundle, params)
+    frozen = weights_of(bundle, params)
     if objective.guidance:
         frozen = with_null_text(bundle, frozen)
     if objective.x_space == "lpips":

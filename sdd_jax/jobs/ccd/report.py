@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.data import portraits
 from sdd_jax.data.conditions import draw_edit
 from sdd_jax.data.records import to_float
 from sdd_jax.evals import conditional
-from sdd_jax.evals.instruments import Instruments, in_batches
+from sdd_jax.evals.instruments import Instruments, autoencoded
 from sdd_jax.evals.restoration import COLUMNS, restoration_metrics, table
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
@@ -42,7 +41,7 @@ from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.objectives.progressive import ProgressiveDistillation
 from sdd_jax.runs import open_run, read_config
 from sdd_jax.train import Job
-from sdd_jax.types import Frozen, ModelBundle, Params
+from sdd_jax.types import Frozen, Params
 
 STEPS = (1, 2, 4)
 FINETUNED_STEPS = (4, 50)
@@ -101,7 +100,7 @@ def evaluate(
     if isinstance(objective, CCD) and condition.task in ("depth", "canny", "none"):
         outputs |= _teacher_rows(job, rows, condition, seed, batch)
     outputs |= _model_rows(job, params, rows, steps, guidance, seed, batch)
-    outputs["autoencoder"] = _reconstruct_all(objective.model, job.frozen["vae"], rows["image"], batch)
+    outputs["autoencoder"] = autoencoded(objective.model, job.frozen["vae"], rows["image"], batch)
     labels = np.stack([portraits.labels(portraits.portrait(i).attributes) for i in rows["index"]])
     measure = _restoration if condition.task == "superres" else _conditional
     metrics = measure(instruments, outputs, rows, labels, condition)
@@ -229,8 +228,3 @@ def sample_all(
         key = jax.random.fold_in(keys, i)
         parts.append(np.asarray(sampler(params, frozen, own, rows["input_ids"][part], key, steps, guidance)))
     return np.concatenate(parts)
-
-
-def _reconstruct_all(model: ModelBundle, vae: Params, images: np.ndarray, batch: int) -> np.ndarray:
-    reconstruct = jax.jit(lambda vae, x: (model.decode(vae, model.encode(vae, x)),))
-    return np.concatenate([out for (out,) in in_batches(lambda x: reconstruct(vae, jnp.asarray(x)), images, batch)])

@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.config import validate
@@ -31,7 +29,7 @@ from sdd_jax.data.edit_pairs import EditPairs, difference_mask
 from sdd_jax.data.records import to_float
 from sdd_jax.evals.edit_cost import measure_seconds
 from sdd_jax.evals.editing import COLUMNS, edit_metrics
-from sdd_jax.evals.instruments import Instruments, in_batches
+from sdd_jax.evals.instruments import Instruments, autoencoded
 from sdd_jax.evals.restoration import table
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
@@ -84,7 +82,9 @@ def evaluate(workdir: Path, samples: int, seed: int = 0, world: str = "portraits
     everything = joined(list(pairs.values()))
     rows["all tasks"] = measure(np.concatenate([outputs[name] for name in pairs]), everything)
     rows["source"] = measure(everything.image, everything)
-    rows["answer, autoencoder"] = measure(reconstruct(model, frozen, everything.counterfactual), everything)
+    rows["answer, autoencoder"] = measure(
+        autoencoded(model, frozen["vae"], everything.counterfactual, BATCH), everything
+    )
     one = part_of(everything, slice(0, 1))
     seconds = {
         "translator": measure_seconds(lambda: run_edits("translate", model, frozen, one, (next(iter(tasks)),), seed)),
@@ -210,12 +210,6 @@ def make_measure(instruments: Instruments, model: ModelBundle, frozen: Frozen) -
         }
 
     return measure
-
-
-def reconstruct(model: ModelBundle, frozen: Frozen, images: np.ndarray) -> np.ndarray:
-    """Images f32[n,H,W,3] through the autoencoder."""
-    run = jax.jit(lambda vae, x: (model.decode(vae, model.encode(vae, x)),))
-    return np.concatenate([out for (out,) in in_batches(lambda x: run(frozen["vae"], jnp.asarray(x)), images, BATCH)])
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.diffusion.guidance import guided
+from sdd_jax.jobs.frozen import weights_of, with_null_text
 from sdd_jax.objectives.inputs import added_conditions
 from sdd_jax.sampling.editing import GuidedUNet, embedded_guidance
 from sdd_jax.types import Frozen, ModelBundle, Params
@@ -98,18 +99,8 @@ def edit(method: str, request: EditRequest) -> EditResult:
 
 
 def frozen_of(model: ModelBundle, params: Params) -> Frozen:
-    """What editing reads of a loaded model: `teacher`, `vae`, `text`, `null_context` (and `null_pooled`).
-
-    Without a prompt SDXL reads zeros in place of the empty prompt's states, as its `model_index.json` says.
-    """
-    text = {name: value for name, value in params.items() if name.startswith("text_encoder")}
-    null_context, null_pooled = model.embed_text(text, *_ids(model, ("",)))
-    if null_pooled is not None and model.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True):
-        null_context, null_pooled = (
-            x if isinstance(x, jax.ShapeDtypeStruct) else jnp.zeros_like(x) for x in (null_context, null_pooled)
-        )
-    frozen = {"teacher": {"unet": params["unet"]}, "vae": params["vae"], "text": text, "null_context": null_context}
-    return frozen if null_pooled is None else {**frozen, "null_pooled": null_pooled}
+    """What editing reads of a loaded model: `teacher`, `vae`, `text`, `null_context` (and `null_pooled`)."""
+    return with_null_text(model, weights_of(model, params))
 
 
 class Static:

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from sdd_jax.data.edit_pairs import EDITS, EditPairs, edit_pairs, parse_edit
 from sdd_jax.evals.editing import COLUMNS, edit_metrics
+from sdd_jax.evals.instruments import autoencoded
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.methods import EditRequest, EditResult, edit
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
@@ -118,7 +118,8 @@ def measure_pairs(
             )  # fmt: skip
         return found
 
-    metrics = {"source": measured(pairs.image), "autoencoder": measured(_autoencoded(editor, pairs.counterfactual))}
+    answer = autoencoded(editor.model, editor.frozen["vae"], pairs.counterfactual, editor.batch)
+    metrics = {"source": measured(pairs.image), "autoencoder": measured(answer)}
     answers = {}
     for method in editor.methods:
         run = editor.run(method, pairs.image, pairs.source, pairs.target)
@@ -127,13 +128,6 @@ def measure_pairs(
         metrics[method]["all"] |= {"evaluations": run.evaluations, "seconds": run.seconds}
         _log.info("%s: %d edits, %.2f s each", method, len(pairs.edits), run.seconds)
     return metrics, pairs, answers
-
-
-def _autoencoded(editor: Editor, images: np.ndarray) -> np.ndarray:
-    model = editor.model
-    reconstruct = jax.jit(lambda vae, x: model.decode(vae, model.encode(vae, x)))
-    starts = range(0, len(images), editor.batch)
-    return np.concatenate([np.asarray(reconstruct(editor.frozen["vae"], images[i : i + editor.batch])) for i in starts])
 
 
 def _table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:

@@ -25,8 +25,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.data.edit_pairs import EditPairs, edit_pairs
@@ -35,7 +33,7 @@ from sdd_jax.evals import directional, editing
 from sdd_jax.evals.directional import TowerScorer, directional_scores
 from sdd_jax.evals.edit_cost import EditCost, measure_seconds
 from sdd_jax.evals.editing import edit_metrics
-from sdd_jax.evals.instruments import Instruments, in_batches
+from sdd_jax.evals.instruments import Instruments, autoencoded
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.editing.methods import EditRequest, edit
@@ -147,7 +145,7 @@ def report(workdir: Path, flags: ReportFlags) -> str:
             row = f"{title}, {steps} steps"
             images[row], count[row], seconds[row] = edited(method, model, frozen, pairs, options, flags.seed)
             _log.info("%s: %.3f s an image", row, seconds[row])
-    images["counterfactual"] = _reconstructed(model, frozen, pairs.counterfactual)
+    images["counterfactual"] = autoencoded(model, frozen["vae"], pairs.counterfactual, BATCH)
 
     scorer = world_scorer(world, instruments)
     rows: dict[str, dict[str, float | None]] = {
@@ -203,11 +201,6 @@ def _in_parts(function: Callable[[np.ndarray], Any], count: int) -> np.ndarray:
         chosen = np.arange(start, start + min(BATCH, count)) % count
         parts.append(np.asarray(function(chosen))[: count - start])
     return np.concatenate(parts)
-
-
-def _reconstructed(model: ModelBundle, frozen: Frozen, images: np.ndarray) -> np.ndarray:
-    run = jax.jit(lambda vae, x: (model.decode(vae, model.encode(vae, x)),))
-    return np.concatenate([out for (out,) in in_batches(lambda x: run(frozen["vae"], jnp.asarray(x)), images, BATCH)])
 
 
 def measures(

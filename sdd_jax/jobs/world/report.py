@@ -18,7 +18,7 @@ from sdd_jax.data.records import PortraitSource, nuisance_targets, to_float
 from sdd_jax.diffusion.guidance import guided
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
-from sdd_jax.evals.instruments import in_batches
+from sdd_jax.evals.instruments import autoencoded, in_batches
 from sdd_jax.evals.teacher import (
     Generation,
     best_scale,
@@ -52,8 +52,7 @@ def report_world(name: str, samples: int, guidance_scales: Sequence[float], seed
     images = np.stack([to_float(source[i]["image"]) for i in range(samples)])
     attributes = tuple(portraits.VOCABULARY)
 
-    reconstruct = jax.jit(lambda vae, x: (bundle.decode(vae, bundle.encode(vae, x)),))
-    recon = np.concatenate([x for (x,) in in_batches(lambda rows: reconstruct(params["vae"], rows), images, BATCH)])
+    recon = autoencoded(bundle, params["vae"], images, BATCH)
     rows = instrument_targets(instruments, attributes, images, recon, labels)
     _log.info("instruments and autoencoder measured on %d portraits", samples)
 
