@@ -1,0 +1,68 @@
+"""Conditional jobs on a model with two text encoders: both tokenizers' ids reach the loss and the sampler."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from sdd_jax import aot
+from sdd_jax.config import defaults_of, load_config
+from sdd_jax.jobs.ccd.conditional import make_sampler
+from sdd_jax.train import EngineConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def tiny_xl(tmp_path_factory):
+    """Config files of an SDXL of width 8: pooled text and sizes beside the time, 16 + 16 features of text."""
+    text = {**tiny.TEXT, "num_hidden_layers": 2, "vocab_size": 99, "max_position_embeddings": TOKENS}
+    parts = {
+        "unet": {
+            **tiny.UNET,
+            "_class_name": "UNet2DConditionModel",
+            "cross_attention_dim": 2 * tiny.TEXT["hidden_size"],
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": tiny.TEXT["projection_dim"] + 6 * 4,
+        },
+        "vae": {**tiny.VAE, "_class_name": "AutoencoderKL"},
+        "text_encoder": {**text, "architectures": ["CLIPTextModel"]},
+        "text_encoder_2": {**text, "architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu"},
+        "scheduler": tiny.SCHEDULER,
+    }
+    root = tmp_path_factory.mktemp("xl")
+    for part, config in parts.items():
+        (root / part).mkdir()
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        (root / part / name).write_text(json.dumps(config))
+    return root
+
+
+@pytest.mark.parametrize("file", ["ccd_sr.py", "ccd_canny.py", "ccd_t2i.py"])
+def test_a_step_and_a_sampler_of_two_text_encoders(file, tiny_xl):
+    overrides = ["data.source=folder", f"model=shapes:{tiny_xl}", "batch_size=2"]
+    overrides += ["data.degradation="] if file == "ccd_sr.py" else []
+    overrides += ["adapter.embedding_channels=(4, 4, 8)"] if file != "ccd_t2i.py" else []
+    config = load_config(str(CONFIGS / file), overrides, defaults_of(EngineConfig))
+    job, _, batch = aot.config_jobs(config, from_moments=False)
+    assert batch["input_ids"].shape == batch["input_ids_2"].shape == (2, TOKENS)
+
+    def step(rng, frozen, batch):
+        params = job.objective.init(rng, frozen)
+        frozen = {**frozen, "step_rng": rng, "target": params}
+        loss, _ = job.objective.loss(params, frozen, batch, rng, jnp.int32(0))
+        return loss, make_sampler(job.objective)(
+            params, frozen, batch.get("condition"), batch, rng, 2, guidance=2.0, size=64
+        )
+
+    loss, images = jax.eval_shape(step, jax.random.key(0), job.frozen, batch)
+    assert loss.shape == () and images.shape == (2, 64, 64, 3)
+
+    without = {name: value for name, value in batch.items() if name != "input_ids_2"}
+    with pytest.raises(ValueError, match="two text encoders"):
+        jax.eval_shape(step, jax.random.key(0), job.frozen, without)
