@@ -76,22 +76,23 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "eps_space": "eps",
             "eps_weight": 1.0,
             "x_weight": 1.0,
+            "hint_weight": 1.0,
             "boundary_scaling": False,
             "guidance": (),
         }
     )
     config.lpips = ml_collections.ConfigDict({"network": "vgg", "backbone": "", "linear": ""})
     if "long" in names:
-        config.update(steps=2400, ema=0.995, checkpoint_every=300, preview_every=600)
+        config.update(steps=2400, ema=0.99, checkpoint_every=300, preview_every=600)
         config.data.count = 24_000
     if "sd15" in names or "sd21" in names:
         _stable_diffusion(config, "sd21" in names)
     if "adapter" in names:
         config.objective.train_unet = False
-    if "mu" in names:
-        config.adapter.kind = "mu"
-    if "t2i" in names:
-        config.adapter.kind = "t2i"
+    for kind in ("mu", "t2i"):
+        if kind in names:
+            config.adapter.kind = kind
+            config.objective.hint_weight = 0.0
     if "debug" in names:
         config.update(steps=4, batch_size=4, log_every=1, checkpoint_every=2, preview_every=4)
         config.data.count = 64
@@ -104,4 +105,5 @@ def _stable_diffusion(config: ml_collections.ConfigDict, is_21: bool) -> None:
     config.update(steps=100_000, batch_size=256, ema=0.9999, log_every=100, checkpoint_every=2000, preview_every=0)
     config.optimizer.update(learning_rate=1e-5, schedule="constant", warmup_steps=1000)
     config.adapter.embedding_channels = (16, 32, 96, 256)
+    config.objective.hint_weight = 0.0
     config.data.update(source="folder", size=512, degradation="real_esrgan")

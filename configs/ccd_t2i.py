@@ -29,5 +29,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.condition = ml_collections.ConfigDict({"task": "none"})
     config.adapter = ml_collections.ConfigDict({"kind": "none"})
     config.objective.guidance = (2.0, 14.0) if "sd15" in names or "sd21" in names else (1.0, 5.0)
+    config.objective.hint_weight = 0.0
     config.data.degradation = ""
     return config

@@ -81,6 +81,11 @@ class ControlNetAdapter:
         out: Any = self.module.apply({"params": params["controlnet"]}, z_t, t, context, hint, added_cond=added_cond)
         return out
 
+    def embed(self, params: Params, hint: jax.Array) -> jax.Array:
+        """Returns what the condition adds to the encoder's first features, [b,h,w,features]."""
+        out: Any = self.module.apply({"params": params["controlnet"]}, hint, method="embed")
+        return out
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MuMixing:

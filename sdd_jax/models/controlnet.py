@@ -99,10 +99,15 @@ class ControlNetModel(UNetEncoder):
                 f"the condition has shape {condition.shape[1:]}; for latents {z.shape[1:3]} the ControlNet's "
                 f"conditioning_embedding_out_channels={self.condition_widths} need {expected}"
             )
-        hint = self.controlnet_cond_embedding(condition[..., ::-1] if self.bgr else condition)
+        hint = self.embed(condition)
         skips, mid = self.encode_features(z, self.embed_time(t, None, added_cond), context, AttentionEdit(), hint)
         down = tuple(conv(h) * scale for conv, h in zip(self.controlnet_down_blocks, skips, strict=True))
         return Residuals(down, self.controlnet_mid_block(mid) * scale)
+
+    def embed(self, condition: jax.Array) -> jax.Array:
+        """`hint` of a condition `[b,H,W,3]` in [0, 1]: `[b,h,w,features]`."""
+        out: jax.Array = self.controlnet_cond_embedding(condition[..., ::-1] if self.bgr else condition)
+        return out
 
 
 def make_controlnet(

@@ -23,7 +23,9 @@ Choices, of the paper and its released codes; the first of each is the default:
 | `boundary_scaling` | off; on: c_skip z_t + c_out x_hat for x_hat (`diffusion.distances`), another one below t = 16 |
 | `guidance` | (): off; (low, high): CFG-aware, all predictions guided by one w a sample, uniform in the interval |
 
-What is trained: the adapter and the UNet (`train_unet`), or the adapter alone on a frozen UNet (sec. 4.4).
+What is trained: the adapter and the UNet (`train_unet`), or the adapter alone on a frozen UNet (sec. 4.4). With
+`hint_weight` a ControlNet's embedding also learns to say of x what the condition tells (`network.hint_error`; not the
+paper's).
 
 Cost per sample: 4F in full training (the online prediction serves both terms: 3F, the target's 1F), plus 4 adapter
 forwards. Adapter only: the backward pass stops at the decoder's weights, 3F or less, plus the same adapter forwards.
@@ -45,6 +47,7 @@ from sdd_jax.diffusion.distances import Distance, l2, pseudo_huber
 from sdd_jax.diffusion.parameterization import predictor
 from sdd_jax.diffusion.schedule import Level, add_noise
 from sdd_jax.diffusion.timegrid import grid_pairs
+from sdd_jax.models.adapters import ControlNetAdapter
 from sdd_jax.objectives.inputs import latents_of, text_of
 from sdd_jax.objectives.network import ConditionalNetwork, Text, tied_to_data
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
@@ -85,6 +88,7 @@ class CCD(ConditionalNetwork):
 
     Fields:
         grid_steps: N. shared_time: one t a step. eps_weight, x_weight: of eq. 11's two terms.
+        hint_weight: of `hint_error`.
         perceptual: (frozen['lpips'], a, b) -> f32[b], for x_space 'lpips'.
     """
 
@@ -92,6 +96,7 @@ class CCD(ConditionalNetwork):
     shared_time: bool = True
     eps_weight: float = 1.0
     x_weight: float = 1.0
+    hint_weight: float = 0.0
     predictor: str = "prev"
     ode_model: str = "online"
     x_space: str = "latent"
@@ -111,6 +116,8 @@ class CCD(ConditionalNetwork):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; use {', '.join(known)}")
         if self.guidance and (len(self.guidance) != 2 or not 0.0 <= self.guidance[0] <= self.guidance[1]):
             raise ValueError(f"guidance={self.guidance} is no interval: give (low, high), 1 is off, or () for none")
+        if self.hint_weight and not isinstance(self.adapter, ControlNetAdapter | None):
+            raise ValueError(f"hint_weight={self.hint_weight} trains a ControlNet's embedding: with another adapter, 0")
         if self.x_space == "lpips" and self.perceptual is None:
             raise ValueError("x_space='lpips' needs weights: set config.lpips.backbone and config.lpips.linear")
 
@@ -164,7 +171,11 @@ class CCD(ConditionalNetwork):
         consistency = jnp.mean(distance(jax.lax.stop_gradient(compared(target)), compared(online)))
         reconstruction = jnp.mean(X_SPACES[self.x_space](self, frozen, x, online.x0))
         loss = self.eps_weight * consistency + self.x_weight * reconstruction
-        return loss, {"consistency": consistency, "reconstruction": reconstruction}
+        metrics = {"consistency": consistency, "reconstruction": reconstruction}
+        if self.hint_weight:
+            metrics["hint"] = jnp.mean(self.hint_error(params, frozen, hint, x))
+            loss += self.hint_weight * metrics["hint"]
+        return loss, metrics
 
     def draw_times(self, rng: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
         """Draws (t, s) i32[b] of neighbouring grid points; when time is shared, one pair for the whole global batch."""

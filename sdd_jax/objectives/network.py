@@ -21,7 +21,7 @@ from sdd_jax.diffusion.distances import boundary_scalings
 from sdd_jax.diffusion.guidance import guided
 from sdd_jax.diffusion.parameterization import predictor
 from sdd_jax.diffusion.schedule import Schedule
-from sdd_jax.models.adapters import Adapter
+from sdd_jax.models.adapters import Adapter, ControlNetAdapter
 from sdd_jax.objectives.inputs import added_conditions
 from sdd_jax.types import Frozen, ModelBundle, Params
 
@@ -96,6 +96,19 @@ class ConditionalNetwork:
         return guided(denoise, frozen["null_context"], self._null_added_cond(frozen, added_cond))(
             z_t, t, context, w, hint=hint, added_cond=added_cond
         )
+
+    def hint_error(self, params: Params, frozen: Frozen, hint: jax.Array, x: jax.Array) -> jax.Array:
+        """What a ControlNet's embedding misses of the data x, f32[b]: |embed(c) - K x|^2 / |K x|^2.
+
+        K is the teacher's first convolution, without its bias. The embedding is the one part of a ControlNet that
+        starts from nothing; regressed, it hands the copied encoder the best picture of x that it can make of c, in the
+        features the encoder was trained on, from the first steps on.
+        """
+        assert isinstance(self.adapter, ControlNetAdapter)
+        kernel = frozen["teacher"]["unet"]["conv_in"]["kernel"].astype(jnp.float32)
+        target = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        missed = self.adapter.embed(params["adapter"], hint).astype(jnp.float32) - target
+        return jnp.mean(missed**2, axis=(1, 2, 3)) / jnp.mean(target**2, axis=(1, 2, 3))
 
     def pretrained(
         self, frozen: Frozen, z_t: jax.Array, t: jax.Array, text: Text, w: jax.Array | None = None

@@ -9,6 +9,7 @@ import pytest
 
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import trailing_grid
+from sdd_jax.models.adapters import ControlNetAdapter
 from sdd_jax.objectives.ccd import CCD
 from sdd_jax.types import ModelBundle, Residuals
 
@@ -454,3 +455,39 @@ def test_unknown_choices_are_named(options, message):
     with pytest.raises(ValueError, match=message) as error:
         CCD(model=make_model(), adapter=Hint(), **options)
     assert "\n" not in str(error.value)
+
+
+class Embedding(ControlNetAdapter):
+    """A ControlNet whose embedding hands on its condition, times a gain."""
+
+    def prepare(self, frozen, condition):
+        return condition
+
+    def embed(self, params, hint):
+        return params["gain"] * hint
+
+    def residuals(self, params, hint, z_t, t, context, added_cond=None):
+        return None
+
+
+@pytest.mark.parametrize(("gain", "error"), [(0.0, 1.0), (1.0, 0.0), (2.0, 1.0)])
+def test_hint_error_is_the_share_of_the_first_features_that_is_missed(batch, gain, error):
+    kernel = np.random.default_rng(3).normal(size=(3, 3, 2, 5)).astype(np.float32)
+    padded = np.pad(np.asarray(batch["image"]), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    features = sum(padded[:, i : i + 4, j : j + 4] @ kernel[i, j] for i in range(3) for j in range(3))
+    frozen = {**FROZEN, "teacher": {"unet": {**FROZEN["teacher"]["unet"], "conv_in": {"kernel": kernel}}}}
+    seen = {**batch, "condition": jnp.asarray(features)}
+    params = weights(0.3, 5.0, gain)
+    losses = []
+    for hint_weight in (0.0, 0.5):
+        method = CCD(model=make_model(), adapter=Embedding(config={}), hint_weight=hint_weight)
+        frozen["step_rng"] = jax.random.key(2)
+        loss, metrics = method.loss(params, {**frozen, "target": TARGET}, seen, jax.random.key(1), jnp.asarray(0))
+        losses.append(loss)
+    np.testing.assert_allclose(metrics["hint"], error, atol=1e-6)
+    np.testing.assert_allclose(losses[1] - losses[0], 0.5 * error, atol=1e-5)
+
+
+def test_hints_are_a_controlnets():
+    with pytest.raises(ValueError, match="hint_weight=1.0 trains a ControlNet's embedding"):
+        CCD(model=make_model(), adapter=Hint(), hint_weight=1.0)
