@@ -16,7 +16,7 @@ from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data.sources import IMAGE_OPTIONS
 from sdd_jax.train import EngineConfig, engine_config, run
-from sdd_jax.training.distributed import HEARTBEAT, join_processes, last_word
+from sdd_jax.training.distributed import add_process_flags, join_processes, last_word
 from sdd_jax.training.workdir import check_workdir
 
 
@@ -30,10 +30,7 @@ def _train(arguments: Sequence[str]) -> None:
     parser = Parser(prog="python -m sdd_jax.main", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="path to a config file, with :variant,variant")
     parser.add_argument("--workdir", required=True, type=Path, help="where the run lives; resumed if it holds one")
-    parser.add_argument("--distributed", action="store_true", help="join the other processes of this job first")
-    parser.add_argument(
-        "--heartbeat", type=int, default=HEARTBEAT, help="seconds until a silent process counts as dead"
-    )
+    add_process_flags(parser)
     flags = parser.parse_args(rest)
 
     config = load_config(flags.config, overrides, defaults_of(EngineConfig), IMAGE_OPTIONS)

@@ -45,7 +45,7 @@ from sdd_jax.jobs.streams.captioned import captioned_data
 from sdd_jax.main import split_overrides
 from sdd_jax.models.load import load
 from sdd_jax.train import EngineConfig, engine_config, use_compile_cache
-from sdd_jax.training.distributed import HEARTBEAT, join_processes, last_word
+from sdd_jax.training.distributed import add_process_flags, join_processes, last_word
 from sdd_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 from sdd_jax.types import ModelBundle, Params
 
@@ -77,12 +77,7 @@ def _precompute(argv: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, type=Path, help="directory to write to; made, or gone on with")
     parser.add_argument("--batch", type=int, default=32, help="pictures encoded at a time")
     parser.add_argument("--shard", type=int, default=2048, help="records of a file; a multiple of --batch")
-    parser.add_argument(
-        "--distributed", action="store_true", help="share the work with the other processes of this job"
-    )
-    parser.add_argument(
-        "--heartbeat", type=int, default=HEARTBEAT, help="seconds until a silent process counts as dead"
-    )
+    add_process_flags(parser)
     flags = parser.parse_args(rest)
     if flags.batch < 1 or flags.shard < 1 or flags.shard % flags.batch:
         raise ValueError(f"--shard={flags.shard} must be a multiple of --batch={flags.batch}, both from 1")

@@ -12,6 +12,7 @@ Python code runs any more; so a helper process, which outlives its parent by a l
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
@@ -30,6 +31,14 @@ if sys.stdin.buffer.read() != b"done":
 """
 
 _helpers: list[subprocess.Popen[bytes]] = []
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """Gives a command the flags of a job of several processes."""
+    parser.add_argument("--distributed", action="store_true", help="share the work with the other processes of the job")
+    parser.add_argument(
+        "--heartbeat", type=int, default=HEARTBEAT, help="seconds until a silent process counts as dead"
+    )
 
 
 def join_processes(heartbeat: int = HEARTBEAT) -> None:
