@@ -53,6 +53,7 @@ TASKS = {
     "clip": Task("sdd_jax.jobs.world.clip:clip", (*_WORLD, "tower", "tokenizer", "text_encoder")),
     "vae": Task("sdd_jax.jobs.world.first_stage:vae", (*_WORLD, "vae")),
     "unet": Task("sdd_jax.jobs.world.teacher:unet", (*_WORLD, "unet", "scheduler")),
+    "style_autoencoder": Task("sdd_jax.jobs.world.style:style_autoencoder", (*_WORLD, "generator", "encoder")),
     "ccd": Task("sdd_jax.jobs.ccd.job:ccd", _CONDITIONAL, _CCD_REPORT, optional=("condition", "init", "lpips")),
     "finetune": Task("sdd_jax.jobs.ccd.baselines:finetune", _CONDITIONAL, _CCD_REPORT, ("condition", "teacher")),
     "cm": Task("sdd_jax.jobs.ccd.baselines:cm", ("teacher", "data", "objective"), _CCD_REPORT),
@@ -90,7 +91,7 @@ def build(config: ConfigDict) -> Job:
     missing = [key for key in task.keys if key not in config]
     if missing:
         raise ValueError(f"config.{missing[0]} is missing: the task {name!r} reads it")
-    if config.get("remat", "none") != "none" and {"tower", "vae"} & set(task.keys):
+    if config.get("remat", "none") != "none" and {"tower", "vae", "generator"} & set(task.keys):
         raise ValueError(f"config.remat={config.remat!r}: the task {name!r} trains no UNet; leave it at none")
     return _imported(task.builder)(config)
 

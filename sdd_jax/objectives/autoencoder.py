@@ -20,7 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdd_jax.models.towers import TowerConfig, apply_tower
+from sdd_jax.models.towers import TowerConfig
+from sdd_jax.objectives.perceptual import feature_distance
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
 
 
@@ -52,15 +53,9 @@ class Autoencoder:
         l1 = jnp.mean(jnp.abs(image - recon))
         l2 = jnp.mean((image - recon) ** 2)
         kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1.0 - logvar)
-        perceptual = self._perceptual(frozen, image, recon)
+        perceptual = feature_distance(self.tower, frozen["classifier"], image, recon, self.perceptual_maps)
         loss = l1 + l2 + self.perceptual_weight * perceptual + self.kl_weight * kl
         return loss, {"l1": l1, "psnr": 10 * jnp.log10(4.0 / l2), "kl": kl, "perceptual": perceptual}
-
-    def _perceptual(self, frozen: Frozen, image: jax.Array, recon: jax.Array) -> jax.Array:
-        _, truth = apply_tower(self.tower, frozen["classifier"], image)
-        _, maps = apply_tower(self.tower, frozen["classifier"], recon)
-        pairs = list(zip(truth, maps, strict=True))[: self.perceptual_maps]
-        return jnp.mean(jnp.stack([jnp.mean((a - b) ** 2) for a, b in pairs]))
 
     @property
     def phases(self) -> tuple[Phase, ...]:
