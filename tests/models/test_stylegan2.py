@@ -14,6 +14,7 @@ from sdd_jax.models.stylegan2 import (  # noqa: E402
     broadcast_codes,
     init_generator,
     make_generator,
+    mean_code,
     truncate,
 )
 from sdd_jax.models.stylegan2_layers import blur_kernel, filter_taps, modulated_conv, upfirdn  # noqa: E402
@@ -63,7 +64,12 @@ def test_mapping(network):
     z = np.random.default_rng(0).standard_normal((3, CONFIG.style_dim)).astype(np.float32)
     with torch.no_grad():
         want = reference.mapping(state, torch.from_numpy(z))
-    assert relative_error(jax.jit(generator.mapping)(params, z), want) < TOLERANCE
+    run = jax.jit(generator.mapping)
+    assert relative_error(run(params, z), want) < TOLERANCE
+    draws = jax.random.normal(jax.random.key(0), (3, CONFIG.style_dim))
+    np.testing.assert_allclose(
+        mean_code(generator, params, jax.random.key(0), 3), run(params, draws).mean(0), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("noise", ["none", "const"])
@@ -145,7 +151,6 @@ def test_numbers_of_the_published_sizes():
 
 def test_fresh_noise_differs_and_constant_noise_gets_no_gradient(network, codes):
     _, generator, params = network
-
     with_buffers = jax.jit(jax.grad(lambda params: jnp.sum(generator.synthesis(params, codes[:1], "const") ** 2)))
     gradient = with_buffers(params)
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in gradient["noises"].values())

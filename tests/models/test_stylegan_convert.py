@@ -143,7 +143,7 @@ class Hostile:
 )
 def test_code_is_refused_unread(tmp_path, name, message):
     path = tmp_path / name
-    path.write_bytes(pickle.dumps({"G_ema": Hostile(tmp_path / "ran")}))
+    path.write_bytes(pickle.dumps({"G_ema": Hostile(tmp_path / "ran")}, protocol=2))
     with pytest.raises(ValueError, match=message) as error:
         load_generator(path)
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
