@@ -1,8 +1,9 @@
 """`python -m sdd_jax.search --model=NAME --prompt="..." --out=DIR`: HQS over timesteps, as hqs.json and hqs.png.
 
 The prompt says what edited images show; it may be a template, `"a photo of a {species} with white {coat}"`
-(`data/prompts.py`). Images are portraits or a folder (`--data=FOLDER`). `--rule` is threshold:XI, top:K, argmax,
-random:K or all. A run reads the result with `--config.timesteps.path=DIR/hqs.json`.
+(`data/prompts.py`). Images are portraits, or files: `--data=FOLDER`, `--source=tar --data=SHARDS`, `--source=coco
+--data=COCO --split=val2017` (docs/data_sources.md). `--rule` is threshold:XI, top:K, argmax, random:K or all. A run
+reads the result with `--config.timesteps.path=DIR/hqs.json`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import jax.numpy as jnp
 from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of
 from sdd_jax.data import portraits
-from sdd_jax.data.folder import ImageFolder
 from sdd_jax.data.pipeline import Source
 from sdd_jax.data.prompts import FOLDER_FIELDS, PORTRAIT_FIELDS, check_template
 from sdd_jax.data.records import PortraitSource
+from sdd_jax.data.sources import ImageData, open_source
+from sdd_jax.data.sources.images import SOURCES
 from sdd_jax.jobs.editing.methods import frozen_of
 from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, run_search, write_search
 from sdd_jax.jobs.sdd.hqs_plot import plot_search
@@ -54,8 +56,10 @@ def _search(argv: Sequence[str]) -> None:
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--prompt", required=True)
-    parser.add_argument("--data", default="portraits", help='"portraits" or a folder of images')
-    parser.add_argument("--size", type=int, help="side of a folder's images; default: the model's")
+    parser.add_argument("--data", default="portraits", help='"portraits", or the path of images')
+    parser.add_argument("--source", default="folder", choices=SOURCES, help="what --data is, if not portraits")
+    parser.add_argument("--split", default="train", help="of tfds and coco")
+    parser.add_argument("--size", type=int, help="side of images from files; default: the model's")
     parser.add_argument("--rule", default=DEFAULT_RULE)
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
     parser.add_argument("--form", default="jacobian", choices=("jacobian", "sds"), help="of the gradient")
@@ -80,7 +84,7 @@ def _search(argv: Sequence[str]) -> None:
     check_template(flags.prompt, PORTRAIT_FIELDS if flags.data == "portraits" else FOLDER_FIELDS)
 
     bundle, params = load(flags.model, flags.revision, jnp.dtype(flags.dtype))
-    source = _source(flags.data, flags.size or bundle.sample_size * bundle.downsampling)
+    source = _source(flags, flags.size or bundle.sample_size * bundle.downsampling)
     began = time.monotonic()
     search, maps = run_search(bundle, frozen_of(bundle, params), source, flags.prompt, options, flags.rule, flags.batch)
     _log.info("%.0f s, %d F per image", time.monotonic() - began, options.evaluations * len(search.t))
@@ -92,10 +96,10 @@ def _search(argv: Sequence[str]) -> None:
     _log.info("wrote %s and %s", flags.out / "hqs.json", flags.out / "hqs.png")
 
 
-def _source(data: str, size: int) -> Source:
-    if data == "portraits":
+def _source(flags: argparse.Namespace, size: int) -> Source:
+    if flags.data == "portraits":
         return PortraitSource("train", len(portraits.split_indices("train")), cached=False)
-    return ImageFolder(data, size)
+    return open_source(ImageData(source=flags.source, path=flags.data, split=flags.split, size=size))
 
 
 if __name__ == "__main__":

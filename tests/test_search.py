@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import jax
@@ -54,6 +55,29 @@ def test_the_command_writes_scores_and_a_picture(tiny_world, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["hqs.json", "hqs.png"], "nothing half-written stays"
     assert "0 s left" in capsys.readouterr().out
     assert read_search(out / "hqs.json").selected == tuple(content["selected"])
+
+
+def test_the_command_reads_every_source(tiny_world, tmp_path, array_cache, monkeypatch, capsys):
+    """The records that the search is handed, of a folder and of shards; what is wrong is one line."""
+    given = []
+    monkeypatch.setattr(search, "run_search", lambda *options: given.append(options) or pytest.fail("enough"))
+    shards, folder = tmp_path / "shards", tmp_path / "folder"
+    shards.mkdir(), folder.mkdir()
+    with tarfile.open(shards / "0.tar", "w") as tar:
+        for i in range(3):
+            Image.new("RGB", (20, 12), (40 * i, 0, 0)).save(folder / f"{i}.png")
+            (folder / f"{i}.txt").write_text(f"cat {i}")
+            for suffix in ("png", "txt"):
+                tar.add(folder / f"{i}.{suffix}", f"{i}.{suffix}")
+    command = [f"--model={tiny_world}", "--prompt={caption}, angry", "--images=2", f"--out={tmp_path / 'out'}"]
+    for flags in ([f"--data={folder}"], ["--source=tar", f"--data={shards}", "--size=8"]):
+        with pytest.raises(pytest.fail.Exception):
+            search.main([*command, *flags])
+    for (_, _, source, *_), size in zip(given, (64, 8), strict=True):
+        assert [source[i]["caption"] for i in range(3)] == ["cat 0", "cat 1", "cat 2"]
+        assert source[2]["image"].shape == (size, size, 3) and np.all(source[2]["image"][..., 0] == 80)
+    assert search.main([*command, "--source=coco", f"--data={folder}", "--split=val2017"]) == 2
+    assert "captions_val2017.json: no such annotations" in capsys.readouterr().err
 
 
 def test_batches_do_not_change_the_answer(found):
