@@ -15,6 +15,8 @@ What the control is depends on the run's condition, and is brought to the run's 
 `--samples` draws several side by side; `--beside` puts the control first. Several runs that trained adapters alone on
 one teacher work together: give `--workdir` and `--control` once for each, and `--weight` for other weights than 1.
 Such adapters also work on other models of their teacher's architecture: `--model` names one.
+
+A degraded picture is also where its sampling starts, noised; `--start=noise` starts at noise alone.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ import numpy as np
 from sdd_jax.command import Parser, run_command
 from sdd_jax.config import validate
 from sdd_jax.data.conditions import edge_image, masked_image, read_depth, three_channels
-from sdd_jax.data.folder import read_image
+from sdd_jax.data.decode import read_image
 from sdd_jax.data.records import to_float
 from sdd_jax.images import write_grid
-from sdd_jax.jobs.ccd.conditional import SAMPLERS, condition_images, make_sampler
+from sdd_jax.jobs.ccd.conditional import SAMPLERS, STARTS, condition_images, default_start, make_sampler
 from sdd_jax.jobs.ccd.data import ConditionConfig
 from sdd_jax.jobs.ccd.report import condition_of
 from sdd_jax.jobs.frozen import weights_of
@@ -68,6 +70,7 @@ def _sample(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 is off; default: the run's own")
     parser.add_argument("--solver", default="", choices=["", *SAMPLERS], help="default: the method's own")
+    parser.add_argument("--start", default="", choices=["", *STARTS], help="default: the condition in super-resolution")
     parser.add_argument("--size", type=int, help="side of the picture; default: the model's")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -102,7 +105,10 @@ def _sample(argv: Sequence[str]) -> None:
     repeated = tuple(None if hint is None else np.repeat(hint[None], flags.samples, 0) for hint in hints)
     ids = prompt_ids(model, [flags.prompt] * flags.samples)
     began = time.monotonic()
-    sampler = make_sampler(objective, flags.solver)
+    start = flags.start or (default_start(conditions[0]) if len(conditions) == 1 else "noise")
+    if start == "condition" and (needed != 1 or len(conditions) > 1):
+        raise ValueError("--start=condition starts at the one picture of --control: it takes one run, which reads one")
+    sampler = make_sampler(objective, flags.solver, start)
     hint = repeated if len(repeated) > 1 else repeated[0]
     key = jax.random.key(flags.seed)
     images = np.asarray(sampler(params, frozen, hint, ids, key, flags.steps, flags.guidance, size))
@@ -114,7 +120,15 @@ def _sample(argv: Sequence[str]) -> None:
 
 def _sample_icd(flags: argparse.Namespace) -> None:
     """Draws a prompt with iCD's reverse model."""
-    if len(flags.workdir) > 1 or flags.control or flags.mask or flags.weight or flags.solver or flags.size:
+    if (
+        len(flags.workdir) > 1
+        or flags.control
+        or flags.mask
+        or flags.weight
+        or flags.solver
+        or flags.start
+        or flags.size
+    ):
         raise ValueError("a run of iCD is sampled alone: give --prompt, --samples, --guidance, --seed and --out")
     job, params, step = open_run(flags.workdir[0])
     _log.info("%s, step %d", job.name, step)

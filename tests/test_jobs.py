@@ -1,5 +1,6 @@
 """Every job from its config to a traced training step on a real batch, and what it exports, on the tiny world."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,13 +16,15 @@ from sdd_jax.config import defaults_of, load_config, validate
 from sdd_jax.data import portraits
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.records import PortraitSource, to_float
-from sdd_jax.jobs.ccd.data import ConditionalData, ConditionConfig
-from sdd_jax.jobs.ccd.job import heldout_rows, make_sampler
+from sdd_jax.jobs.ccd.conditional import make_sampler
+from sdd_jax.jobs.ccd.data import ConditionalData, ConditionConfig, heldout_rows
 from sdd_jax.jobs.streams.latents import encoded_portraits
 from sdd_jax.jobs.world import first_stage
 from sdd_jax.jobs.world.directory import read_instruments
+from sdd_jax.models.adapters import NoAdapter
 from sdd_jax.models.hub import tree_hash
 from sdd_jax.models.vae import posterior
+from sdd_jax.objectives.conditional import ConditionalDiffusion
 from sdd_jax.train import EngineConfig, engine_config
 from sdd_jax.training.optim import make_optimizer
 from sdd_jax.training.state import create_state
@@ -225,3 +228,21 @@ def test_sampling_refuses_more_steps_than_the_grid(build):
     sampler = make_sampler(job.objective)
     with pytest.raises(ValueError, match="cannot sample in 5 steps on a grid of 4 points"):
         sampler({}, job.frozen, np.zeros((1, 64, 64, 3)), np.zeros((1, 40), int), jax.random.key(0), 5)
+
+
+def test_sampling_starts_at_noise_or_at_the_noised_condition(build):
+    job = build(CCD)
+
+    def silent(unet, z, t, context, *, added_cond=None, residuals=None):
+        return jnp.zeros_like(z)
+
+    model = dataclasses.replace(job.objective.model, denoise=silent, decode=lambda vae, z: z)
+    network = ConditionalDiffusion(model=model, adapter=NoAdapter())
+    condition = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    arguments = ({"adapter": {}, "unet": {}}, job.frozen, condition, np.zeros((2, 40), int), jax.random.key(0), 1)
+    blind, seen = (np.asarray(make_sampler(network, start=start)(*arguments)) for start in ("noise", "condition"))
+    # one step with eps_hat = 0 divides by alpha
+    sigma = float(network.schedule.at(jnp.asarray([999])).sigma.squeeze())
+    np.testing.assert_allclose(seen - sigma * blind, model.encode(job.frozen["vae"], condition), atol=2e-5)
+    with pytest.raises(ValueError, match="unknown start 'middle'"):
+        make_sampler(network, start="middle")

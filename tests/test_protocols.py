@@ -138,7 +138,7 @@ def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, caps
     monkeypatch.setattr(protocol_makers, "condition_of", lambda workdir: {"task": "superres"})
     monkeypatch.setattr(protocol_makers, "open_runs", lambda workdirs, weights: (network, {}, {}))
     monkeypatch.setattr(
-        protocol_makers, "make_sampler", lambda objective: lambda params, frozen, low, ids, key, steps, size: low
+        protocol_makers, "make_sampler", lambda objective, start: lambda params, frozen, low, ids, key, steps, size: low
     )
     arguments = [f"--workdir={tmp_path / 'run'}", "--benchmark=portraits", "--samples=3", "--batch=2", "--steps=4"]
     run("--protocol=restoration", *arguments, f"--out={tmp_path / 'out'}")

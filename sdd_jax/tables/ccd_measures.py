@@ -22,7 +22,7 @@ from sdd_jax.config import validate
 from sdd_jax.data import portraits
 from sdd_jax.evals.instruments import in_batches
 from sdd_jax.evals.restoration import restoration_metrics
-from sdd_jax.jobs.ccd.conditional import make_sampler
+from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
 from sdd_jax.jobs.ccd.data import heldout_rows, read_data
 from sdd_jax.jobs.ccd.report import condition_of, evaluate, rival_portraits, sample_all
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
@@ -69,7 +69,7 @@ def restoration(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> 
     rows = heldout_rows(data, job.objective.model, wanted.samples, condition)
     labels = np.stack([portraits.labels(portraits.portrait(i).attributes) for i in rows["index"]])
     rivals = np.stack([rival_portraits(int(i)) for i in rows["index"]])
-    sampler = make_sampler(job.objective, wanted.solver)
+    sampler = make_sampler(job.objective, wanted.solver, default_start(condition))
     found: dict[str, float] = {}
     single = isinstance(wanted.steps, int)
     for n in (wanted.steps,) if isinstance(wanted.steps, int) else wanted.steps:

@@ -1,4 +1,4 @@
-"""What the jobs of conditional networks share: adapters, the sampler, preview grids, export."""
+"""What the jobs of conditional networks share: adapters, the sampler, preview grids, export, the job itself."""
 
 from __future__ import annotations
 
@@ -12,34 +12,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from sdd_jax.data.conditions import composite
+from sdd_jax.diffusion.schedule import add_noise
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.images import write_grid
-from sdd_jax.jobs.ccd.data import ConditionalData, ConditionConfig, heldout_rows
+from sdd_jax.jobs.ccd.data import ConditionalData, ConditionConfig, conditional_stream, heldout_rows
 from sdd_jax.jobs.frozen import with_null_text
 from sdd_jax.models.adapters import Adapter, ControlNetAdapter, MuMixing, NoAdapter, T2IAdapter
 from sdd_jax.models.save import save_component
 from sdd_jax.models.t2i_adapter import t2i_config
 from sdd_jax.models.unet import make_unet
 from sdd_jax.objectives.ccd import CCD
+from sdd_jax.objectives.conditional import ConditionalDiffusion
 from sdd_jax.objectives.consistency import ConsistencyDistillation
 from sdd_jax.objectives.inputs import text_of
 from sdd_jax.objectives.network import ConditionalNetwork
+from sdd_jax.objectives.progressive import ProgressiveDistillation
 from sdd_jax.sampling.generate import initial_noise, sample, sample_consistency
 from sdd_jax.sampling.solvers import SOLVERS, solver_named
-from sdd_jax.train import Previews
+from sdd_jax.train import Job, Previews
 from sdd_jax.types import Batch, Frozen, ModelBundle, Params
 
 PREVIEW = 8
 PREVIEW_STEPS = (1, 2, 4)
 KINDS = ("controlnet", "mu", "t2i", "none")
+STARTS = ("noise", "condition")
 CONSISTENCY = "consistency"
 SAMPLERS = (*SOLVERS, CONSISTENCY)
 TEXT_KEYS = ("input_ids", "input_ids_2")
 
 Array = jax.Array | np.ndarray
 Sampler = Callable[..., jax.Array]
+Method = CCD | ConditionalDiffusion | ConsistencyDistillation | ProgressiveDistillation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,20 +122,29 @@ def default_guidance(objective: ConditionalNetwork) -> float:
     return float(np.mean(objective.guidance)) if isinstance(objective, CCD) and objective.guidance else 1.0
 
 
-def make_sampler(objective: ConditionalNetwork, solver: str = "") -> Sampler:
+def default_start(condition: ConditionConfig) -> str:
+    """Where sampling starts: at a degraded picture, which is a picture of the answer, else at noise."""
+    return "condition" if condition.task == "superres" else "noise"
+
+
+def make_sampler(objective: ConditionalNetwork, solver: str = "", start: str = "noise") -> Sampler:
     """Returns sampler(params, frozen, condition, ids, rng, steps, guidance=None, size=None) -> images f32[b,H,W,3].
 
     condition: f32[b,H,W,c], or what the adapter's `prepare` reads; None for none. ids: i32[b,n], or a batch that has
     `input_ids` (and SDXL's `input_ids_2`). guidance: a scale, None for the model's own; 1 costs one forward a step, any
     other two. size: image side where there is no condition. solver: a name of `SAMPLERS`, "" for the method's own.
+    start: "noise"; or "condition", z = alpha E(c) + sigma eps at the first time. Stable Diffusion's noisiest latents
+    still show (at SNR .005) what is lightest and largest in a picture, and a network trained on those looks for it.
 
     Deterministic but for "consistency", over the trailing grid, compiled once per number of steps and shape. Where the
     condition has a mask (inpainting, 4 channels) the known pixels are put back, exactly.
 
     Raises:
-        ValueError: an unknown solver; when called, more steps than the grid has.
+        ValueError: an unknown solver or start; when called, more steps than the grid has.
     """
     model, schedule = objective.model, objective.schedule
+    if start not in STARTS:
+        raise ValueError(f"unknown start {start!r}: choose one of {', '.join(STARTS)}")
     name = solver or default_solver(objective)
     if name not in SAMPLERS:
         raise ValueError(f"unknown solver {name!r}: choose one of {', '.join(SAMPLERS)}")
@@ -149,15 +164,19 @@ def make_sampler(objective: ConditionalNetwork, solver: str = "") -> Sampler:
         text = text_of(model, frozen, ids)
         hint = objective.adapter.prepare(frozen, condition)
         noise = initial_noise(rng, (ids["input_ids"].shape[0], *side, model.latent_channels))
+        z = noise
+        if start == "condition":
+            shown = model.encode(frozen["vae"], condition[..., :3])
+            z = add_noise(shown, noise, schedule.at(jnp.broadcast_to(times[0], noise.shape[:1])))
 
         def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
             return objective.predict(params, frozen, hint, z, t, text, w)
 
         if name == CONSISTENCY:
             fresh = jax.random.fold_in(rng, noise.shape[0])
-            z = sample_consistency(denoise, noise, times, schedule, objective.prediction, fresh)
+            z = sample_consistency(denoise, z, times, schedule, objective.prediction, fresh)
         else:
-            z = sample(denoise, noise, times, schedule, objective.prediction, solver_named(name))
+            z = sample(denoise, z, times, schedule, objective.prediction, solver_named(name))
         return model.decode(frozen["vae"], z)
 
     def sampler(
@@ -205,7 +224,7 @@ def make_previews(
     if data.source != "portraits":
         return None
     batch = heldout_rows(data, objective.model, PREVIEW, condition)
-    sampler = make_sampler(objective)
+    sampler = make_sampler(objective, start=default_start(condition))
     hint = batch.get("condition")
     steps = [n for n in PREVIEW_STEPS if n <= objective.grid_steps]
 
@@ -239,3 +258,27 @@ def make_exporter(bundle: ModelBundle, teacher: Params, adapter: Adapter) -> Cal
             save_component(params["adapter"]["t2i"], described, directory / "t2i_adapter", "T2IAdapter")
 
     return export
+
+
+def conditional_job(
+    config: ConfigDict,
+    name: str,
+    label: str,
+    objective: Method,
+    frozen: Frozen,
+    data: ConditionalData,
+    condition: ConditionConfig,
+    fingerprint: dict[str, str],
+) -> Job:
+    """The job of an objective and what it reads. label: what previews call its samples."""
+    return Job(
+        name=name,
+        objective=objective,
+        frozen=frozen,
+        stream=conditional_stream(config, data, condition, objective.model, frozen["vae"]),
+        previews=make_previews(objective, data, condition, label),
+        batch_size=config.batch_size,
+        config=config,
+        fingerprint=fingerprint,
+        export=make_exporter(objective.model, frozen["teacher"]["unet"], objective.adapter),
+    )

@@ -30,6 +30,7 @@ from sdd_jax.jobs.ccd.conditional import (
     condition_images,
     default_guidance,
     default_solver,
+    default_start,
     make_sampler,
 )
 from sdd_jax.jobs.ccd.data import ConditionConfig, heldout_rng, heldout_rows, read_data
@@ -99,7 +100,7 @@ def evaluate(
         outputs["bicubic" if condition.task == "superres" else "condition"] = rows["condition"]
     if isinstance(objective, CCD) and condition.task in ("depth", "canny", "none"):
         outputs |= _teacher_rows(job, rows, condition, seed, batch)
-    outputs |= _model_rows(job, params, rows, steps, guidance, seed, batch)
+    outputs |= _model_rows(job, params, rows, condition, steps, guidance, seed, batch)
     outputs["autoencoder"] = autoencoded(objective.model, job.frozen["vae"], rows["image"], batch)
     labels = np.stack([portraits.labels(portraits.portrait(i).attributes) for i in rows["index"]])
     measure = _restoration if condition.task == "superres" else _conditional
@@ -125,7 +126,14 @@ def condition_of(workdir: Path) -> dict:
 
 
 def _model_rows(
-    job: Job, params: Params, rows: Rows, steps: Sequence[int], guidance: Sequence[float], seed: int, batch: int
+    job: Job,
+    params: Params,
+    rows: Rows,
+    condition: ConditionConfig,
+    steps: Sequence[int],
+    guidance: Sequence[float],
+    seed: int,
+    batch: int,
 ) -> Rows:
     """The run's own samples: by steps, guidance scale and, of a fine-tuned model in few steps, solver."""
     objective = job.objective
@@ -144,7 +152,7 @@ def _model_rows(
                 name = f"{NAMES[job.config.task]}, {n} step{'s' * (n > 1)}"
                 name += f", {SOLVER_NAMES[solver]}" if solver in SOLVER_NAMES else ""
                 name += f", w = {w:g}" if w != own or len(guidance) > 1 else ""
-                sampler = samplers.setdefault(solver, make_sampler(objective, solver))
+                sampler = samplers.setdefault(solver, make_sampler(objective, solver, default_start(condition)))
                 began = time.monotonic()
                 found[name] = sample_all(sampler, params, job.frozen, rows, n, seed, batch, w)
                 _log.info("%s: %.1f s for %d portraits", name, time.monotonic() - began, len(found[name]))

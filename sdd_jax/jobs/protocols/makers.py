@@ -28,7 +28,8 @@ from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.edit import open_model, parse_options
 from sdd_jax.evals.protocols.benchmarks import Item
-from sdd_jax.jobs.ccd.conditional import make_sampler
+from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
+from sdd_jax.jobs.ccd.data import ConditionConfig
 from sdd_jax.jobs.ccd.report import condition_of
 from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, guided_unet, passes
 from sdd_jax.jobs.icd.job import generate
@@ -141,7 +142,8 @@ def _conditional(flags: argparse.Namespace) -> Maker:
             f"--workdir={flags.workdir} has the condition {found!r}: {flags.protocol} takes {wanted!r} runs"
         )
     objective, params, frozen = open_runs([flags.workdir], [])
-    model, sampler = objective.model, make_sampler(objective)
+    start = default_start(ConditionConfig(task=found))
+    model, sampler = objective.model, make_sampler(objective, start=start)
     size = flags.size or model.sample_size * model.downsampling
 
     def make(items: Sequence[Item], numbers: Sequence[int]) -> tuple[np.ndarray, float]:
@@ -150,7 +152,7 @@ def _conditional(flags: argparse.Namespace) -> Maker:
         key = jax.random.fold_in(jax.random.key(flags.seed), numbers[0])
         return np.asarray(sampler(params, frozen, low, ids, key, flags.steps, size=size)), float(flags.steps)
 
-    settings = {"steps": flags.steps, "size": size, "batch": flags.batch}
+    settings = {"steps": flags.steps, "size": size, "batch": flags.batch, "start": start}
     return Maker(_name(flags, model), settings, make)
 
 
