@@ -1,14 +1,15 @@
 """How many samples a source gives per second and core: `python -m sdd_jax.data.throughput --size=512`.
 
-Writes a set of pictures (JPEG, quality 90, smooth colours with noise, as large as `--side` says) as a folder, as tar
-shards and, with `--tfds`, as a TensorFlow data set; reads each in the stream's shuffled order, decodes, scales, crops;
-and prints samples per second of CPU time, which is per core and does not depend on what else the machine does.
+Writes a set of pictures (JPEG, quality 90, smooth colours with noise, as large as `--side` says) as a folder, as COCO,
+as tar shards and, with `--tfds`, as a TensorFlow data set; reads each in the stream's shuffled order, decodes, scales,
+crops; and prints samples per second of CPU time, which is per core and does not depend on what else the machine does.
 `--source` and `--path` measure a data set of one's own instead.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import tarfile
 import tempfile
@@ -55,10 +56,22 @@ def write_folder(root: Path, count: int, side: int) -> Path:
     return root
 
 
+def write_coco(folder: Path) -> Path:
+    """COCO's annotations beside the files of a folder, as the split `train`."""
+    stems = sorted(path.stem for path in folder.glob("*.jpg"))
+    content = {
+        "images": [{"id": i, "file_name": f"{stem}.jpg"} for i, stem in enumerate(stems)],
+        "annotations": [{"id": i, "image_id": i, "caption": f"picture {i}"} for i in range(len(stems))],
+    }
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "captions_train.json").write_text(json.dumps(content))
+    return folder
+
+
 def write_shards(root: Path, folder: Path, shards: int = 4) -> Path:
     """The files of a folder as tar shards."""
     root.mkdir(parents=True)
-    stems = sorted({path.stem for path in folder.iterdir()})
+    stems = sorted(path.stem for path in folder.glob("*.jpg"))
     for shard in range(shards):
         with tarfile.open(root / f"{shard:05d}.tar", "w") as tar:
             for stem in stems[shard::shards]:
@@ -115,7 +128,7 @@ def _throughput(argv: Sequence[str]) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_folder(Path(scratch, "folder"), flags.samples, flags.side)
-        places = {"folder": folder, "tar": write_shards(Path(scratch, "tar"), folder)}
+        places = {"folder": folder, "tar": write_shards(Path(scratch, "tar"), folder), "coco": write_coco(folder)}
         if flags.tfds:
             places["tfds"] = write_tfds(Path(scratch, "tfds"), folder)
         size = np.mean([path.stat().st_size for path in folder.glob("*.jpg")]) / 1024

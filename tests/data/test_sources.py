@@ -156,7 +156,7 @@ def test_processes_and_pickles_see_the_same_batches(places, name):
 
 @pytest.mark.parametrize(
     ("name", "workers"),
-    [("tar", 1), *(pytest.param(name, n, marks=pytest.mark.slow) for name in ("text", "tar") for n in (2, 3))],
+    [("tar", 1), *(pytest.param(name, n, marks=pytest.mark.slow) for name in MAKERS for n in (1, 2, 3))],
 )
 def test_workers_see_the_same_batches(places, name, workers):
     source = opened(places, name)

@@ -5,16 +5,19 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 
 from sdd_jax.data import portraits
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.sources import ImageData, open_source
 from sdd_jax.data.sources.tfds import TfdsSource, _texts
+from sdd_jax.data.sources.tfrecord import crc32c, masked
 from sdd_jax.data.tfds_portraits import write_portraits
 
 
@@ -50,9 +53,25 @@ def test_the_stream_reads_it(prepared):
         return list(itertools.islice(make_stream(source, transform, batch_size=4, seed=1, **options), 3))
 
     copy = pickle.loads(pickle.dumps(source))
-    parts = [batches(copy, process_index=p, process_count=2) for p in range(2)]
-    for step, want in enumerate(batches(source)):
-        np.testing.assert_array_equal(np.concatenate([part[step]["image"] for part in parts]), want["image"])
+    for count in (2, 4):
+        parts = [batches(copy, process_index=p, process_count=count) for p in range(count)]
+        for step, want in enumerate(batches(source)):
+            np.testing.assert_array_equal(np.concatenate([part[step]["image"] for part in parts]), want["image"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("form", ["array_record", "tfrecord"])
+def test_workers_see_the_same_batches(prepared, tmp_path, array_cache, workers, form):
+    where = prepared if form == "array_record" else as_tfrecord(prepared, tmp_path / "1.0.0")
+    source = open_source(ImageData(source="tfds", path=str(where), size=16))
+    one, several = (make_stream(source, pictures, batch_size=4, seed=1, workers=n) for n in (0, workers))
+    for want, batch in itertools.islice(zip(one, several, strict=False), 3):
+        np.testing.assert_array_equal(batch["image"], want["image"])
+
+
+def pictures(record, rng):
+    return {"image": record["image"]}
 
 
 def refused(path, message, **options):
@@ -87,11 +106,67 @@ def test_what_is_wrong_is_one_line(prepared, tmp_path):
                 source[i]
 
 
-def test_tfrecord_and_foreign_features_are_refused(prepared, tmp_path):
+def as_tfrecord(prepared, target, shards=3):
+    """The same data set as TFDS writes it by default: tfrecord, the train split in several shards."""
+    copy = Path(shutil.copytree(prepared, target))
+    info = json.loads((copy / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        (file,) = copy.glob(f"*{split['name']}.array_record*")
+        reader = ArrayRecordReader(str(file))
+        records = reader.read_all()
+        reader.close()
+        file.unlink()
+        count = shards if split["name"] == "train" else 1
+        parts = [records[i * len(records) // count : (i + 1) * len(records) // count] for i in range(count)]
+        for number, part in enumerate(parts):
+            name = f"portraits-{split['name']}.tfrecord-{number:05d}-of-{count:05d}"
+            (copy / name).write_bytes(b"".join(framed(record) for record in part))
+        split["shardLengths"] = [str(len(part)) for part in parts]
+    (copy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    return copy
+
+
+def framed(record):
+    size = struct.pack("<Q", len(record))
+    return size + struct.pack("<I", masked(crc32c(size))) + record + struct.pack("<I", 0)
+
+
+def test_tfrecord_is_read_at_random_without_tensorflow(prepared, tmp_path, array_cache):
+    assert crc32c(b"123456789") == 0xE3069283 and masked(0) == 0xA282EAD8, "as published"
+    copy = as_tfrecord(prepared, tmp_path / "1.0.0")
+    for split in ("train", "heldout", "train[2:7]", "train[:4]+heldout"):
+        one, two = (
+            open_source(ImageData(source="tfds", path=str(where), size=64, split=split)) for where in (prepared, copy)
+        )
+        assert len(one) == len(two) > 0
+        two = pickle.loads(pickle.dumps(two))
+        for i in range(len(one)):
+            np.testing.assert_array_equal(one[i]["image"], two[i]["image"])
+            assert one[i]["caption"] == two[i]["caption"]
+    assert "tensorflow" not in sys.modules
+    shard = copy / "portraits-train.tfrecord-00001-of-00003"
+    whole = shard.read_bytes()
+    for length in (5, len(whole) // 2, len(whole) - 1):
+        shard.write_bytes(whole[:length])
+        refused(copy, "00001-of-00003 is cut off or damaged after byte")
+    shard.write_bytes(whole[: len(framed(b"")) + struct.unpack("<Q", whole[:8])[0]])
+    refused(copy, "00001-of-00003 is cut off or damaged: 1 of 4 records")
+    shard.write_bytes(whole[:7] + b"\x01" + whole[8:])
+    refused(copy, "damaged after byte 0")
+    data = bytearray(whole)
+    data[200:400] = bytes(200)
+    shard.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="more than config.data.max_bad_share|records cannot be read"):
+        open_source(ImageData(source="tfds", path=str(copy), size=64))
+    shard.unlink()
+    refused(copy, "00001-of-00003 is missing")
+
+
+def test_other_formats_and_foreign_features_are_refused(prepared, tmp_path):
     copy = Path(shutil.copytree(prepared, tmp_path / "1.0.0"))
     info = json.loads((copy / "dataset_info.json").read_text())
-    (copy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    refused(copy, "stored as tfrecord, which has no random access")
+    (copy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "riegeli"}))
+    refused(copy, "stored as riegeli, which has no random access")
     shutil.copy(prepared / "dataset_info.json", copy)
     text = (copy / "features.json").read_text()
     assert "tensorflow_datasets.core.features" in text

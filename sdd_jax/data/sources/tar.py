@@ -17,20 +17,16 @@ or `..`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import tarfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
-from sdd_jax.data.cache import cache_dir
 from sdd_jax.data.decode import SUFFIXES
 from sdd_jax.data.sources.captions import CAPTION_KEYS, as_captions
 from sdd_jax.data.sources.raw import RawRecord
+from sdd_jax.data.sources.shards import ShardFiles, shard_index
 
 BLOCK = 512
 MAX_BYTES = 2**28
@@ -52,8 +48,9 @@ class TarSource:
         self.title = str(path)
         self._caption_keys = (caption_key,) if caption_key else CAPTION_KEYS
         self._shards = _shards(Path(path))
-        self._index = _index(self._shards)
-        self._files: dict[int, int] = {}
+        # shard, offset and size of the image, offset of the caption, its kind * 2^28 + its size
+        self._index = shard_index("tar", FORMAT, self._shards, lambda path: _scan(path), columns=4)
+        self._files = ShardFiles(self._shards)
         if not len(self._index):
             raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)}) in {len(self._shards)} shards")
 
@@ -66,15 +63,8 @@ class TarSource:
         kind, length = divmod(length, MAX_BYTES)
         captions: list[str] = []
         if kind != NONE:
-            captions = self._parse(kind, self._read(shard, text, length), name)
-        return RawRecord(name, self._read(shard, start, size), tuple(captions))
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_files": {}}
-
-    def __del__(self) -> None:
-        for file in self.__dict__.get("_files", {}).values():
-            os.close(file)
+            captions = self._parse(kind, self._files.read(shard, text, length), name)
+        return RawRecord(name, self._files.read(shard, start, size), tuple(captions))
 
     def _parse(self, kind: int, data: bytes, name: str) -> list[str]:
         try:
@@ -89,19 +79,9 @@ class TarSource:
         )
         return as_captions(found, name)
 
-    def _read(self, shard: int, start: int, size: int) -> bytes:
-        if shard not in self._files:
-            opened = os.open(self._shards[shard], os.O_RDONLY)
-            if self._files.setdefault(shard, opened) != opened:  # another thread was first
-                os.close(opened)
-        data = os.pread(self._files[shard], size, start)
-        if len(data) != size:
-            raise ValueError(f"{self._shards[shard]} became shorter since it was opened: {len(data)} of {size} bytes")
-        return data
-
     def _name(self, shard: int, start: int) -> str:
         try:
-            return tarfile.TarInfo.frombuf(self._read(shard, start - BLOCK, BLOCK), "utf-8", "replace").name
+            return tarfile.TarInfo.frombuf(self._files.read(shard, start - BLOCK, BLOCK), "utf-8", "replace").name
         except tarfile.TarError:
             return f"byte {start}"
 
@@ -115,21 +95,6 @@ def _shards(path: Path) -> list[Path]:
             f"{path} is neither a .tar file nor a directory of some: set config.data.path to either"
         )
     return shards
-
-
-def _index(shards: list[Path]) -> np.ndarray:
-    """int64 [n, 5]: shard, offset and size of the image, offset of the caption, its kind * 2^28 + its size."""
-    stamps = [(str(path.absolute()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in shards]
-    digest = hashlib.sha256(repr((FORMAT, stamps)).encode()).hexdigest()[:16]
-    cached = cache_dir() / f"tar-index-{digest}.npy"
-    if cached.is_file():
-        return np.load(cached, allow_pickle=False)
-    rows = [(number, *row) for number, path in enumerate(shards) for row in _scan(path)]
-    index = np.array(rows, np.int64).reshape(-1, 5)
-    scratch = cached.with_suffix(f".{os.getpid()}.tmp.npy")
-    np.save(scratch, index)
-    scratch.rename(cached)
-    return index
 
 
 def _scan(path: Path) -> list[tuple[int, int, int, int]]:

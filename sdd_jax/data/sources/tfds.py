@@ -1,8 +1,9 @@
-"""TensorFlow Datasets as raw records, without TensorFlow: array_record files read through `tfds.data_source`.
+"""TensorFlow Datasets as raw records, without TensorFlow: array_record files through `tfds.data_source`, and tfrecord.
 
 `path` is the directory of a prepared data set (the one with `dataset_info.json`), or a name of the catalogue, which is
 downloaded and prepared as array_record first; many of the catalogue's builders need TensorFlow for that (`pip install
-"sdd_jax[tf]"`). A data set prepared as tfrecord has no random access and has to be prepared again.
+"sdd_jax[tf]"`). Sets that were prepared as tfrecord, TFDS's default, are read at random access by an index of their own
+(`tfrecord`). Other formats have to be prepared again.
 
 Every shard's number of records is compared with what `dataset_info.json` says: a truncated array_record file claims to
 hold none, without an error. Images stay encoded until `decode.read_picture` has looked at their size.
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sdd_jax.data.sources.raw import RawRecord
+from sdd_jax.data.sources.tfrecord import TfRecords
 
 CAPTION_KEYS = ("caption", "captions", "text", "prompt")
 
@@ -30,8 +32,8 @@ class TfdsSource:
 
     Raises:
         FileNotFoundError: neither a prepared data set nor a name of the catalogue.
-        ValueError: no such split or feature, not array_record, a shard of another length than it should have, feature
-            classes from outside tensorflow_datasets, or a catalogue builder that needs TensorFlow.
+        ValueError: no such split or feature, neither array_record nor tfrecord, a shard of another length than it
+            should have, feature classes from outside tensorflow_datasets, or a catalogue builder that needs TensorFlow.
     """
 
     def __init__(self, path: str, split: str, image_key: str = "image", caption_key: str = "") -> None:
@@ -91,37 +93,74 @@ def _builder(path: str) -> Any:
 def _open(builder: Any, split: str, image_key: str, path: str) -> Any:
     import tensorflow_datasets as tfds
 
+    decoders = {image_key: tfds.decode.SkipDecoding()}
+    if _format(builder) == "tfrecord":
+        return _TfRecordSplit(builder, split, decoders)
     try:
-        return builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        return builder.as_data_source(split, decoders=decoders)
     except NotImplementedError:
-        kind = getattr(builder.info.file_format, "value", "an unknown format")
         raise ValueError(
-            f"{path} is stored as {kind}, which has no random access: prepare it again with "
+            f"{path} is stored as {_format(builder)}, which has no random access: prepare it again with "
             "download_and_prepare(file_format='array_record')"
         ) from None
 
 
-def _check_shards(builder: Any, split: str, path: str) -> None:
-    from array_record.python.array_record_module import ArrayRecordReader
+class _TfRecordSplit:
+    """The records of a split on tfrecord files, parsed as `as_data_source` parses those of array_record."""
 
+    def __init__(self, builder: Any, split: str, decoders: dict[str, Any]) -> None:
+        from tensorflow_datasets.core.data_sources.base import file_instructions
+
+        parts = file_instructions(builder.info, split)
+        files = list(dict.fromkeys(Path(part.filename) for part in parts))
+        self._records = TfRecords(files)
+        firsts = dict(zip(files, np.cumsum([0, *self._records.counts]), strict=False))
+        places = [np.arange(part.skip, part.skip + part.take) + firsts[Path(part.filename)] for part in parts]
+        self._places = np.concatenate([np.zeros(0, np.int64), *places])
+        self._parse, self._decoders = builder.info.features.deserialize_example_np, decoders
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._parse(self._records[int(self._places[index])], decoders=self._decoders)
+
+
+def _format(builder: Any) -> str:
+    return getattr(builder.info.file_format, "value", "an unknown format")
+
+
+def _check_shards(builder: Any, split: str, path: str) -> None:
     for part in split.split("+"):
         name = part.split("[")[0].strip()
         if name not in builder.info.splits:
             raise ValueError(f"{path} has no split {name!r}; it has {', '.join(builder.info.splits)}")
-        info = builder.info.splits[name]
-        if getattr(builder.info.file_format, "value", "") != "array_record":
+        if _format(builder) not in ("array_record", "tfrecord"):
             continue
-        for file, expected in zip(info.filepaths, info.shard_lengths, strict=True):
-            if not Path(file).is_file():
+        info = builder.info.splits[name]
+        files = [Path(file) for file in info.filepaths]
+        for file in files:
+            if not file.is_file():
                 raise FileNotFoundError(f"{file} is missing: dataset_info.json lists it; copy or prepare it again")
-            try:
-                reader = ArrayRecordReader(str(file))
-                found = reader.num_records()
-                reader.close()
-            except Exception as error:
-                raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); prepare it again") from None
+        if _format(builder) == "tfrecord":
+            counts: Sequence[int] = TfRecords(files).counts
+        else:
+            counts = [_count_array_records(file) for file in files]
+        for file, expected, found in zip(files, info.shard_lengths, counts, strict=True):
             if found != expected:
                 raise ValueError(f"{file} is cut off or damaged: {found} of {expected} records; prepare it again")
+
+
+def _count_array_records(file: Path) -> int:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(str(file))
+        found = reader.num_records()
+        reader.close()
+    except Exception as error:
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); prepare it again") from None
+    return found
 
 
 def _check_features(path: Path) -> None:
