@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -226,6 +227,21 @@ def recogniser_params(
     if key in named:
         named[key] = _as_convolution(named[key], config.widths[-1])
     return to_params(named, IRSE(config, features), jnp.zeros((1, side, side, 3)), source=source)
+
+
+def random_recogniser() -> Params:
+    """Random parameters of the published shape, drawn on the host: what compiling and counting take."""
+    shapes = jax.eval_shape(IRSE().init, jax.random.key(0), jnp.zeros((1, INPUT_SIDE, INPUT_SIDE, 3)))["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name == "kernel":
+            deviation = (leaf.size / leaf.shape[-1]) ** -0.5
+            return (deviation * rng.standard_normal(leaf.shape, np.float32)).astype(np.float32)
+        return np.full(leaf.shape, float(name in ("scale", "running_var")), np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def recognise(params: Params, image: jax.Array) -> jax.Array:

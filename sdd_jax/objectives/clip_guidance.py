@@ -23,7 +23,7 @@ from sdd_jax.models import clip_vision
 from sdd_jax.models.text import CLIPTextEncoder, TextConfig
 from sdd_jax.models.towers import TowerConfig, embed_caption, embed_image, unit
 from sdd_jax.objectives.identity import Identity, identity_loss
-from sdd_jax.objectives.manipulators import Manipulator
+from sdd_jax.objectives.manipulators import Manipulator, code_distance
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
 
 
@@ -109,7 +109,7 @@ class CLIPGuidance:
         image = self.manipulator.image(frozen, edited)
         prompts = jax.lax.stop_gradient(self.clip.texts(frozen, batch["input_ids"]))
         clip = jnp.mean(1.0 - jnp.sum(self.clip.images(frozen, image) * prompts, axis=-1))
-        l2 = jnp.mean((edited - code) ** 2)
+        l2 = code_distance(edited, code)
         loss, metrics = self.clip_weight * clip + self.l2_weight * l2, {"clip": clip, "l2": l2}
         if self.identity_weight and self.identity is not None:
             original = self.manipulator.image(frozen, code)

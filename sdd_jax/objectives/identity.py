@@ -1,7 +1,8 @@
 """The identity loss of manipulators: 1 - cos(R(x'), R(x)), R a network that recognises individuals (ArcFace for faces).
 
 The embedded world recognises by what makes its individuals: R is the regressor of the nuisance values (position, size,
-shape of the head, light, ...), which no attribute touches but pose and species in part.
+shape of the head, light, ...), which no attribute touches but pose and species in part. Photographs of faces have
+ArcFace's IR-SE50, the network of the papers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from sdd_jax.models.irse import recognise
 from sdd_jax.models.towers import TowerConfig, apply_tower, unit
 from sdd_jax.types import Frozen
 
@@ -36,6 +38,15 @@ class TowerIdentity:
         if image.shape[1:3] != (side, side):
             image = jax.image.resize(image, (image.shape[0], side, side, 3), "bicubic")
         return unit(apply_tower(self.tower, frozen["identity"], image)[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaceIdentity:
+    """ArcFace's IR-SE50 as R; its parameters are `frozen['identity']`. Faces lie as in FFHQ; see `models.irse`."""
+
+    def embed(self, frozen: Frozen, image: jax.Array) -> jax.Array:
+        """See `Identity`."""
+        return recognise(frozen["identity"], image)
 
 
 def identity_loss(identity: Identity, frozen: Frozen, edited: jax.Array, original: jax.Array) -> jax.Array:

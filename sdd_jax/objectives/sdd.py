@@ -12,11 +12,12 @@ alphas_cumprod[t]. `top_k` keeps the k largest |g| of each sample. S = all times
 clipped by the optimiser (`config.optimizer.clip_norm`).
 
 The released code feeds g to the backward pass of a batch's sum, which here is sds_weight = h w b (4096 b at 512 px)
-beside its weights for the other two (10 and 1); guidance 100; top_k 1024; and its identity loss compares an image with
-itself.
+beside its weights for the other two (10 and 1); guidance 100; top_k 1024 of the whole batch; and its identity loss
+compares an image with itself.
 
 Cost per sample: 2F for g (1F unguided), no backward pass through the teacher, and of the manipulator forward and
-backward: 3F for the translator, so 5F. Reencoding and the identity loss add passes through the autoencoder.
+backward: 3F for the translator, so 5F; for a style mapper forward and input gradients of the generator and the
+autoencoder's encoder. Reencoding adds passes through the autoencoder; the identity loss an image of each code and R.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.score import eps_denoiser, keep_top_k, sds_gradient, surrogate
 from sdd_jax.objectives.identity import Identity, identity_loss
 from sdd_jax.objectives.inputs import added_conditions, text_of
-from sdd_jax.objectives.manipulators import Manipulator
+from sdd_jax.objectives.manipulators import Manipulator, code_distance
 from sdd_jax.types import Batch, Frozen, Metrics, ModelBundle, Params, Phase
 
 
@@ -79,14 +80,15 @@ class SDD:
         code_rng, time_rng, noise_rng = jax.random.split(rng, 3)
         code = self.manipulator.source(frozen, batch, code_rng)
         edited = self.manipulator.apply(params, frozen, code)
-        z = self.manipulator.latents(frozen, edited)
+        image = self.manipulator.image(frozen, edited) if self.identity_weight else None
+        z = self.manipulator.latents(frozen, edited, image)
         g = self.gradient(frozen, batch, z, self.draw_times(time_rng, z.shape[0]), noise_rng)
-        l2 = jnp.mean((edited - code) ** 2)
+        l2 = code_distance(edited, code)
         loss = self.sds_weight * jnp.mean(surrogate(z, g)) + self.l2_weight * l2
         metrics = {"gradient": jnp.sqrt(jnp.mean(g**2)), "l2": l2}
-        if self.identity_weight and self.identity is not None:
-            pair = (self.manipulator.image(frozen, edited), self.manipulator.image(frozen, code))
-            metrics["identity"] = jnp.mean(identity_loss(self.identity, frozen, *pair))
+        if image is not None and self.identity is not None:
+            original = self.manipulator.image(frozen, code)
+            metrics["identity"] = jnp.mean(identity_loss(self.identity, frozen, image, original))
             loss = loss + self.identity_weight * metrics["identity"]
         return loss, metrics
 

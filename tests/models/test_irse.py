@@ -7,6 +7,7 @@ import pytest
 
 from sdd_jax.models import irse
 from sdd_jax.models.irse import IRSE, IRSEConfig
+from sdd_jax.objectives.identity import FaceIdentity
 
 torch = pytest.importorskip("torch")
 from torch_parity import nchw, relative_error  # noqa: E402
@@ -79,6 +80,15 @@ def test_the_crop_is_the_losss(side):
     want = pool(pool(nchw(x), 256)[:, :, 35:223, 32:220], 112)
     got = irse.cropped_face(jnp.asarray(x))
     assert got.shape == (1, 112, 112, 3) and relative_error(got, want) < 1e-5
+
+
+def test_random_recognisers_have_the_published_shape():
+    params = irse.random_recogniser()
+    embeddings = jax.eval_shape(FaceIdentity().embed, {"identity": params}, jnp.zeros((2, 64, 64, 3)))
+    assert embeddings.shape == (2, 512) and len(jax.tree.leaves(params)) == 343
+    unit = params["body_3"]
+    assert np.all(unit["norm1"]["running_var"] == 1) and not np.any(unit["norm1"]["running_mean"])
+    assert np.std(unit["conv1"]["kernel"]) == pytest.approx((9 * 64) ** -0.5, rel=0.02)
 
 
 def test_statistics_are_not_trained(small):

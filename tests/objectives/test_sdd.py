@@ -34,7 +34,7 @@ class Affine:
     def apply(self, params, frozen, code):
         return params["gain"] * code + params["shift"]
 
-    def latents(self, frozen, code):
+    def latents(self, frozen, code, image=None):
         return encode({}, code) if self.pixels else code
 
     def image(self, frozen, code):
