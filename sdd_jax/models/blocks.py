@@ -91,6 +91,13 @@ class Upsample2D(nn.Module):
         return Conv(self.features, dtype=self.dtype, name="conv")(x)
 
 
+def transformer(block: DownBlock2D | MidBlock2D | UpBlock2D, depth: int, i: int) -> Transformer2DModel:
+    """The i-th transformer of a block, a submodule of it."""
+    return Transformer2DModel(
+        block.heads, depth, block.num_groups, block.use_linear_projection, dtype=block.dtype, name=f"attentions_{i}"
+    )
+
+
 class DownBlock2D(nn.Module):
     """One encoder level: per layer a residual block and, where `depths` has transformers, a transformer; then halving.
 
@@ -125,15 +132,7 @@ class DownBlock2D(nn.Module):
             resnet = ResnetBlock2D(self.features, self.num_groups, self.eps, dtype=self.dtype, name=f"resnets_{i}")
             x = call_layer(self.remat, resnet, x, temb, edit=edit)
             if self.depths is not None:
-                transformer = Transformer2DModel(
-                    self.heads,
-                    self.depths[i],
-                    self.num_groups,
-                    self.use_linear_projection,
-                    dtype=self.dtype,
-                    name=f"attentions_{i}",
-                )
-                x = call_layer(self.remat, transformer, x, context, edit=edit)
+                x = call_layer(self.remat, transformer(self, self.depths[i], i), x, context, edit=edit)
                 if inner is not None and i == self.num_layers - 1:
                     x = add_inside(x, inner)
             skips += (x,)
@@ -186,15 +185,7 @@ class MidBlock2D(nn.Module):
         x = call_layer(self.remat, resnet(0), x, temb, edit=edit)
         if self.depth is None:
             return x
-        transformer = Transformer2DModel(
-            self.heads,
-            self.depth,
-            self.num_groups,
-            self.use_linear_projection,
-            dtype=self.dtype,
-            name="attentions_0",
-        )
-        x = call_layer(self.remat, transformer, x, context, edit=edit)
+        x = call_layer(self.remat, transformer(self, self.depth, 0), x, context, edit=edit)
         return call_layer(self.remat, resnet(1), x, temb, edit=edit)
 
 
@@ -229,15 +220,7 @@ class UpBlock2D(nn.Module):
             resnet = ResnetBlock2D(self.features, self.num_groups, self.eps, dtype=self.dtype, name=f"resnets_{i}")
             x = call_layer(self.remat, resnet, jnp.concatenate([x, skip], -1), temb, edit=edit)
             if self.depths is not None:
-                transformer = Transformer2DModel(
-                    self.heads,
-                    self.depths[i],
-                    self.num_groups,
-                    self.use_linear_projection,
-                    dtype=self.dtype,
-                    name=f"attentions_{i}",
-                )
-                x = call_layer(self.remat, transformer, x, context, edit=edit)
+                x = call_layer(self.remat, transformer(self, self.depths[i], i), x, context, edit=edit)
         if self.add_upsample:
             x = Upsample2D(self.features, dtype=self.dtype, name="upsamplers_0")(x, size)
         return x

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from sdd_jax.jobs.ccd.job import AdapterConfig, make_adapter
+from sdd_jax.jobs.ccd.conditional import AdapterConfig, make_adapter
 from sdd_jax.models.bundle import expected_shapes, make_bundle
 from sdd_jax.models.unet import make_unet
 from sdd_jax.objectives.ccd import CCD

@@ -17,14 +17,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sdd_jax.config import validate
-from sdd_jax.jobs.ccd.conditional import (
-    AdapterConfig,
-    check_adapter,
-    make_adapter,
-    make_exporter,
-    make_previews,
-)
-from sdd_jax.jobs.ccd.data import DESCRIPTIONS, ConditionConfig, conditional_stream, read_data
+from sdd_jax.jobs.ccd.conditional import AdapterConfig, check_adapter, conditional_job, make_adapter
+from sdd_jax.jobs.ccd.data import DESCRIPTIONS, read_data
 from sdd_jax.jobs.frozen import weights_of, with_null_text
 from sdd_jax.models.adapters import NoAdapter
 from sdd_jax.models.hub import tree_hash
@@ -60,18 +54,11 @@ def finetune(config: ConfigDict) -> Job:
     frozen = {**weights_of(bundle, params), "teacher": {"unet": unet}}
     if objective.caption_dropout:
         frozen = with_null_text(bundle, frozen)
-    return Job(
-        name=f"fine-tuning for {DESCRIPTIONS[condition.task]}, data {data.path or data.source}, "
-        f"{'GD student ' + str(start) if start else 'teacher ' + bundle.source}, adapter {adapter_config.kind}",
-        objective=objective,
-        frozen=frozen,
-        stream=conditional_stream(config, data, condition, bundle, frozen["vae"]),
-        previews=make_previews(objective, data, condition, "fine-tuned"),
-        batch_size=config.batch_size,
-        config=config,
-        fingerprint=lineage,
-        export=make_exporter(bundle, unet, adapter),
+    name = (
+        f"fine-tuning for {DESCRIPTIONS[condition.task]}, data {data.path or data.source}, "
+        f"{'GD student ' + str(start) if start else 'teacher ' + bundle.source}, adapter {adapter_config.kind}"
     )
+    return conditional_job(config, name, "fine-tuned", objective, frozen, data, condition, lineage)
 
 
 def cm(config: ConfigDict) -> Job:
@@ -93,17 +80,10 @@ def cm(config: ConfigDict) -> Job:
     objective = validate(
         {**config.objective, "model": bundle, "adapter": adapter}, ConsistencyDistillation, "config.objective"
     )
-    return Job(
-        name=f"CM {DESCRIPTIONS[condition.task]}, data {data.path or data.source}, fine-tuned {start}",
-        objective=objective,
-        frozen={**tuned.frozen, "teacher": phi},
-        stream=conditional_stream(config, data, condition, bundle, tuned.frozen["vae"]),
-        previews=make_previews(objective, data, condition, "CM"),
-        batch_size=config.batch_size,
-        config=config,
-        fingerprint={**tuned.fingerprint, "start_hash": tree_hash(phi)},
-        export=make_exporter(bundle, phi["unet"], adapter),
-    )
+    name = f"CM {DESCRIPTIONS[condition.task]}, data {data.path or data.source}, fine-tuned {start}"
+    frozen = {**tuned.frozen, "teacher": phi}
+    fingerprint = {**tuned.fingerprint, "start_hash": tree_hash(phi)}
+    return conditional_job(config, name, "CM", objective, frozen, data, condition, fingerprint)
 
 
 def gd(config: ConfigDict) -> Job:
@@ -119,18 +99,11 @@ def gd(config: ConfigDict) -> Job:
     frozen = {**weights_of(bundle, params), "teacher": {"unet": unet}}
     if objective.guidance_scale != 1.0:
         frozen = with_null_text(bundle, frozen)
-    return Job(
-        name=f"GD to {objective.grid_steps} steps, data {data.path or data.source}, "
-        f"{'student ' + str(start) if start else 'teacher ' + bundle.source}",
-        objective=objective,
-        frozen=frozen,
-        stream=conditional_stream(config, data, condition, bundle, frozen["vae"]),
-        previews=make_previews(objective, data, ConditionConfig(task="none"), "GD"),
-        batch_size=config.batch_size,
-        config=config,
-        fingerprint=lineage,
-        export=make_exporter(bundle, unet, objective.adapter),
+    name = (
+        f"GD to {objective.grid_steps} steps, data {data.path or data.source}, "
+        f"{'student ' + str(start) if start else 'teacher ' + bundle.source}"
     )
+    return conditional_job(config, name, "GD", objective, frozen, data, condition, lineage)
 
 
 def starting_run(config: Mapping[str, Any], tasks: tuple[str, ...]) -> Path | None:

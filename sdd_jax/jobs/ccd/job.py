@@ -12,15 +12,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sdd_jax.config import validate
-from sdd_jax.jobs.ccd.conditional import (
-    AdapterConfig,
-    check_adapter,
-    make_adapter,
-    make_exporter,
-    make_previews,
-    make_sampler,
-)
-from sdd_jax.jobs.ccd.data import DESCRIPTIONS, conditional_stream, heldout_rows, read_data
+from sdd_jax.jobs.ccd.conditional import AdapterConfig, check_adapter, conditional_job, make_adapter
+from sdd_jax.jobs.ccd.data import DESCRIPTIONS, read_data
 from sdd_jax.jobs.frozen import weights_of, with_null_text
 from sdd_jax.models.load import load
 from sdd_jax.models.lpips import load_lpips, lpips
@@ -28,8 +21,6 @@ from sdd_jax.models.unet import init_unet, make_unet
 from sdd_jax.objectives.ccd import CCD
 from sdd_jax.train import Job
 from sdd_jax.types import Params
-
-__all__ = ["AdapterConfig", "LpipsConfig", "ccd", "heldout_rows", "make_adapter", "make_sampler"]
 
 INITS = ("teacher", "random")
 
@@ -69,18 +60,12 @@ def ccd(config: ConfigDict) -> Job:
         frozen = with_null_text(bundle, frozen)
     if objective.x_space == "lpips":
         frozen["lpips"] = load_lpips(perceptual.network, perceptual.backbone, perceptual.linear)
-    return Job(
-        name=f"CCD {DESCRIPTIONS[condition.task]}, data {data.path or data.source}, teacher {bundle.source}, "
-        f"adapter {adapter_config.kind}",
-        objective=objective,
-        frozen=frozen,
-        stream=conditional_stream(config, data, condition, bundle, frozen["vae"]),
-        previews=make_previews(objective, data, condition, "CCD"),
-        batch_size=config.batch_size,
-        config=config,
-        fingerprint={"teacher": bundle.source, "teacher_hash": bundle.content_hash},
-        export=make_exporter(bundle, params["unet"], adapter),
+    name = (
+        f"CCD {DESCRIPTIONS[condition.task]}, data {data.path or data.source}, teacher {bundle.source}, "
+        f"adapter {adapter_config.kind}"
     )
+    fingerprint = {"teacher": bundle.source, "teacher_hash": bundle.content_hash}
+    return conditional_job(config, name, "CCD", objective, frozen, data, condition, fingerprint)
 
 
 def starts_at_random(config: Mapping[str, Any]) -> bool:
