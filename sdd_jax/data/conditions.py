@@ -28,7 +28,7 @@ from PIL import Image
 
 from sdd_jax.data import portraits
 from sdd_jax.data.cache import CHUNK, cached_array, renderer_hash
-from sdd_jax.data.folder import read_image
+from sdd_jax.data.decode import read_image, read_plane
 from sdd_jax.data.records import Record, Tokenize, Transform, text_ids, to_float
 from sdd_jax.data.restoration import caption_of
 
@@ -240,13 +240,9 @@ class FilePairs:
 def read_depth(path: str | Path, size: int) -> np.ndarray:
     """Reads a depth map of any bit depth as f32 [size,size] in [-1, 1], its least value -1 and its largest 1.
 
-    Shorter side scaled to `size`, centre cropped, as `read_image`. Raises ValueError for what is no image.
+    Shorter side scaled to `size`, centre cropped, and errors as `read_image`.
     """
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image.convert("L") if image.mode in ("RGB", "RGBA", "P", "LA") else image, np.float32)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a readable depth map ({error}): replace or remove it") from None
+    values = read_plane(path)
     if values.ndim != 2:
         raise ValueError(f"{path} has {values.ndim} axes: a depth map is one plane")
     scale = size / min(values.shape)

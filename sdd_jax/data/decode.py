@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+PLANES = (*FORMATS, "TIFF")
 MAX_PIXELS = 50_000_000
 
 T = TypeVar("T")
@@ -63,13 +64,28 @@ def picture_size(data: str | Path | bytes, name: str = "") -> tuple[int, int]:
     return _opened(data, name, measure)
 
 
-def _opened(data: str | Path | bytes, name: str, use: Callable[[Image.Image], T]) -> T:
+def read_plane(data: str | Path | bytes, name: str = "") -> np.ndarray:
+    """Reads one plane of numbers of any depth, such as a depth map, as f32 [H,W]; of colours their grey.
+
+    TIFF, which holds 32-bit planes, may be read too. Errors as `read_picture`.
+    """
+
+    def decode(image: Image.Image) -> np.ndarray:
+        grey = image.convert("L") if image.mode in ("RGB", "RGBA", "P", "LA", "CMYK", "YCbCr") else image
+        return np.array(grey, np.float32)
+
+    return _opened(data, name, decode, PLANES)
+
+
+def _opened(
+    data: str | Path | bytes, name: str, use: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS
+) -> T:
     name = name or ("the image" if isinstance(data, bytes) else str(data))
     if not isinstance(data, bytes) and not Path(data).is_file():
         raise FileNotFoundError(f"{name}: no such image")
     size = ""
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats) as image:
             if image.width * image.height <= MAX_PIXELS:
                 return use(image)
             size = f"{image.width}x{image.height}"

@@ -46,7 +46,7 @@ def portrait_fields(attributes: portraits.Attributes) -> dict[str, str]:
 
 
 def fill(template: str, record: Mapping[str, Any]) -> str:
-    """The prompt of a record of `PortraitSource` (it has an `index`) or of `ImageFolder` (it has a `caption`)."""
+    """The prompt of a record of `PortraitSource` (it has an `index`) or of images on disk (it has a `caption`)."""
     if "caption" in record:
         return template.format(caption=record["caption"])
     return template.format(**portrait_fields(portraits.portrait(record["index"]).attributes))

@@ -132,5 +132,16 @@ def test_pairs_of_files_are_found_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="set config.condition.path to the conditions"):
         FilePairs(root=str(images), partners=str(tmp_path / "none"), size=16)
     (depths / "a" / "x.png").write_text("nothing")
-    with pytest.raises(ValueError, match="x.png is not a readable depth map"):
+    with pytest.raises(ValueError, match="x.png is not a readable image"):
         pairs.depth(record, rng())
+
+
+def test_a_depth_map_is_read_by_no_other_decoder_and_not_beyond_the_limit(tmp_path, monkeypatch):
+    """PostScript, which Pillow would hand to Ghostscript, stays bytes; a bomb is refused by its header."""
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
+    with pytest.raises(ValueError, match="x.png is not a readable image"):
+        read_depth(tmp_path / "x.png", 8)
+    Image.new("L", (20, 20)).save(tmp_path / "large.tif")
+    monkeypatch.setattr("sdd_jax.data.decode.MAX_PIXELS", 399)
+    with pytest.raises(ValueError, match="large.tif: 20x20 pixels are more than 399"):
+        read_depth(tmp_path / "large.tif", 8)

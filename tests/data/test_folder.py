@@ -6,8 +6,13 @@ from PIL import Image
 
 from sdd_jax.command import is_ours
 from sdd_jax.data import decode
-from sdd_jax.data.folder import ImageFolder, read_image
+from sdd_jax.data.decode import read_image
 from sdd_jax.data.pipeline import make_stream
+from sdd_jax.data.sources import ImageData, open_source
+
+
+def opened(root, **changes):
+    return open_source(ImageData(path=str(root), size=8, **changes))
 
 
 def write(path, size=(12, 8), mode="RGB", color=None):
@@ -26,7 +31,7 @@ def test_records_are_sorted_square_and_captioned(tmp_path):
     write(tmp_path / "deep" / "c.webp", color=(0, 255, 0))
     (tmp_path / "b.txt").write_text(" a blue picture é\n", encoding="utf-8")
     (tmp_path / "notes.txt").write_text("not an image")
-    images = ImageFolder(tmp_path, 8)
+    images = opened(tmp_path)
     assert len(images) == 3
     assert [record["name"] for record in map(images.__getitem__, range(3))] == [
         str(tmp_path / name) for name in ("a.JPG", "b.png", "deep/c.webp")
@@ -152,24 +157,26 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch, limit):
 
 def test_folders_without_images_are_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a directory: set config.data.path"):
-        ImageFolder(tmp_path / "nowhere", 8)
+        opened(tmp_path / "nowhere")
     (tmp_path / "x.txt").touch()
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no images .*: set config.data.path"):
-        ImageFolder(tmp_path, 8)
+        opened(tmp_path)
 
 
 def test_a_caption_in_another_encoding_is_one_line(tmp_path):
     write(tmp_path / "x.png")
     (tmp_path / "x.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(ValueError, match="x.txt is not UTF-8 text") as error:
-        ImageFolder(tmp_path, 8)[0]
+        opened(tmp_path)[0]
     assert "\n" not in str(error.value) and is_ours(error.value)
 
 
 def test_a_broken_image_in_a_stream_is_still_our_error(tmp_path):
+    write(tmp_path / "x.png")
+    source = opened(tmp_path)
     broken(tmp_path / "x.png")
-    stream = make_stream(ImageFolder(tmp_path, 8), lambda record, rng: {"image": record["image"]}, batch_size=1, seed=0)
+    stream = make_stream(source, lambda record, rng: {"image": record["image"]}, batch_size=1, seed=0)
     with pytest.raises(ValueError, match="x.png is not a readable image") as error:
         next(stream)
     assert is_ours(error.value), "else the user sees a traceback"

@@ -95,9 +95,22 @@ def test_the_stream_of_records_is_the_same_for_any_number_of_processes(latents):
 
     whole = batches()
     assert whole[0].keys() == {"moments", "context", "pooled"} and whole[0]["moments"].shape == (4, 4, 4, 8)
-    parts = zip(batches(process_index=0, process_count=2), batches(process_index=1, process_count=2), strict=True)
-    for one, (first, second) in zip(whole, parts, strict=True):
-        np.testing.assert_array_equal(one["moments"], np.concatenate([first["moments"], second["moments"]]))
+    for count in (2, 4):
+        parts = [batches(process_index=index, process_count=count) for index in range(count)]
+        for one, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+            np.testing.assert_array_equal(one["moments"], np.concatenate([piece["moments"] for piece in pieces]))
+    records = pickle.loads(pickle.dumps(records))
+    for one, again in zip(whole, batches(), strict=True):
+        np.testing.assert_array_equal(one["moments"], again["moments"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_see_the_same_batches(latents, workers):
+    records = LatentRecords(latents, "abc")
+    streams = [make_stream(records, text_to_image, batch_size=4, seed=3, workers=n) for n in (0, workers)]
+    for one, two in itertools.islice(zip(*streams, strict=False), 4):
+        np.testing.assert_array_equal(one["moments"], two["moments"])
 
 
 def test_conditions_are_drawn_anew_from_the_stored_picture(latents):
