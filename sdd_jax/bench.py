@@ -13,7 +13,8 @@ data has no path one repeated batch.
 
 `--against=torch` runs the same work in PyTorch diffusers first (`torch_steps`), with the same weights, inputs and
 draws, text states and latents precomputed for both; it prints how far the first results are apart and the ratio of the
-times, to the faster of eager and, with `--torch-compile`, compiled.
+times, to the faster of eager and, with `--torch-compile`, compiled; on a CPU also that of the processor times (all
+threads together), which other programs on the same cores change little.
 """
 
 from __future__ import annotations
@@ -40,9 +41,8 @@ from sdd_jax.benchmarks.profile import device_time
 from sdd_jax.benchmarks.twins import check_torch
 from sdd_jax.benchmarks.work import Work, config_work, forward_work, plain_work
 from sdd_jax.command import Parser, run_command
-from sdd_jax.config import defaults_of, load_config
+from sdd_jax.config import defaults_of, load_config, split_overrides
 from sdd_jax.data.sources import IMAGE_OPTIONS
-from sdd_jax.main import split_overrides
 from sdd_jax.models.attention import use_attention
 from sdd_jax.train import EngineConfig
 
@@ -50,11 +50,15 @@ WARMUP = 2
 
 
 class Timing(NamedTuple):
-    """Seconds of one step in the fastest and the median run, and the share of time spent waiting for data."""
+    """Seconds of one step in the fastest and the median run, and the share of time spent waiting for data.
+
+    processor: processor seconds of a step, all threads together, of the run that took least.
+    """
 
     fastest: float
     median: float
     data_wait: float
+    processor: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,9 +125,9 @@ def time_runs(step: Callable[[Any], Any], batch: Callable[[], Any], steps: int, 
     """Times `repeats` runs of `steps` steps after a warm-up; a run ends when its last result is there."""
     for _ in range(WARMUP):
         jax.block_until_ready(step(batch()))
-    runs, waited = [], 0.0
+    runs, processor, waited = [], [], 0.0
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         for _ in range(steps):
             asked = time.perf_counter()
             item = batch()
@@ -131,7 +135,8 @@ def time_runs(step: Callable[[Any], Any], batch: Callable[[], Any], steps: int, 
             result = step(item)
         jax.block_until_ready(result)
         runs.append(time.perf_counter() - began)
-    return Timing(min(runs) / steps, statistics.median(runs) / steps, waited / sum(runs))
+        processor.append(time.process_time() - spent)
+    return Timing(min(runs) / steps, statistics.median(runs) / steps, waited / sum(runs), min(processor) / steps)
 
 
 def measure_twin(work: Work, flags: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def measure_twin(work: Work, flags: argparse.Namespace) -> dict[str, Any]:
         twin = work.twin(mode == "compiled")
         first = twin() if first is None else first
         timing = time_runs(functools.partial(_ignoring_batch, twin), lambda: None, flags.steps, flags.repeats)
-        modes[mode] = {"fastest": timing.fastest, "median": timing.median}
+        modes[mode] = {"fastest": timing.fastest, "median": timing.median, "processor": timing.processor}
         del twin
         torch_steps.release()
     return {"first": first, "modes": modes}
@@ -169,7 +174,7 @@ def measure(
         "work": work.name,
         "device": f"{devices} x {kind}",
         "batch_size": work.batch_size,
-        "step_s": {"fastest": timing.fastest, "median": timing.median},
+        "step_s": {"fastest": timing.fastest, "median": timing.median, "processor": timing.processor},
         "samples_per_s": work.batch_size / timing.fastest,
         "flops_per_sample": work.flops / work.batch_size,
         "flops_per_s": rate,
@@ -184,12 +189,15 @@ def measure(
             jax.block_until_ready([work.step(work.batch()) for _ in range(steps)])
         figures["device_time"] = device_time(profile)
     if theirs is not None:
-        fastest = min(times["fastest"] for times in theirs["modes"].values())
-        figures["torch"] = {
+        fastest, processor = (min(times[key] for times in theirs["modes"].values()) for key in ("fastest", "processor"))
+        compared = {
             "modes": theirs["modes"],
             "difference": float(np.linalg.norm(first - theirs["first"]) / np.linalg.norm(first)),
             "time_ratio": timing.fastest / fastest,
         }
+        if jax.default_backend() == "cpu":
+            compared["processor_ratio"] = timing.processor / processor
+        figures["torch"] = compared
     return figures
 
 
@@ -230,6 +238,8 @@ def table(figures: Mapping[str, Any]) -> str:
     if theirs:
         rows.append(("first results apart, relatively", f"{theirs['difference']:.2g}"))
         rows.append(("our time / PyTorch's", f"{theirs['time_ratio']:.3g}"))
+    if "processor_ratio" in theirs:
+        rows.append(("our processor time / PyTorch's", f"{theirs['processor_ratio']:.3g}"))
     return "\n".join([f"| {figures['work']} | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)])
 
 

@@ -48,6 +48,7 @@ def test_the_forward_is_pytorchs(run, tiny_world):
     status, figures, printed, _ = run(f"--forward={tiny_world}", "--batch-size=2", "--against=torch")
     assert status == 0 and "our time / PyTorch's" in printed
     assert figures["torch"]["difference"] < 1e-4 and figures["torch"]["time_ratio"] > 0
+    assert figures["torch"]["processor_ratio"] > 0 and "our processor time / PyTorch's" in printed
     unet = read_configs(str(tiny_world))["unet"]
     assert figures["flops_per_sample"] == unet_flops(unet, 16, 16, 40).total
     assert figures["samples_per_s"] == pytest.approx(2 / figures["step_s"]["fastest"])
@@ -74,10 +75,14 @@ def test_plain_training_too_and_remat_does_not_count(run, tiny_world):
 def test_time_runs(monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
+    spent = iter((0.0, 9.0, 10.0, 16.0))
+    monkeypatch.setattr(bench.time, "process_time", lambda: next(spent))
     calls = []
     found = bench.time_runs(lambda item: calls.append(item) or np.zeros(()), lambda: "batch", steps=3, repeats=2)
     assert len(calls) == bench.WARMUP + 3 * 2 and set(calls) == {"batch"}
-    assert found == (7 / 3, 7 / 3, 6 / 14), "a tick for each reading: one at the start, two a step, one at the end"
+    assert found == (7 / 3, 7 / 3, 6 / 14, 6 / 3), (
+        "a tick for each reading: one at the start, two a step, one at the end"
+    )
 
 
 def test_the_chips_of_every_slice_are_in_the_table():
