@@ -46,9 +46,8 @@ from sdd_jax.benchmarks.workloads import (
     without_remat,
 )
 from sdd_jax.command import Parser, run_command
-from sdd_jax.config import defaults_of, load_config
+from sdd_jax.config import defaults_of, load_config, split_overrides
 from sdd_jax.data.sources import IMAGE_OPTIONS
-from sdd_jax.main import split_overrides
 from sdd_jax.train import EngineConfig, Job, engine_config
 from sdd_jax.training import sharding
 from sdd_jax.training.flops import count_jaxpr

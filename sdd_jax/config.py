@@ -92,6 +92,23 @@ def config_beside(file: str, name: str, variants: Sequence[str] = ()) -> ConfigD
     return _call_get_config(str(Path(file).with_name(name)), ",".join(variants))
 
 
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config.key=value` and `--config.key value` from the other arguments, as `key=value` strings."""
+    overrides: list[str] = []
+    rest: list[str] = []
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        argument = argument.removeprefix("--config.")
+        if "=" not in argument and pending and not pending[0].startswith("--"):
+            argument = f"{argument}={pending.pop(0)}"
+        overrides.append(argument)
+    return overrides, rest
+
+
 def _override(config: ConfigDict, override: str, path: str, optional: Mapping[str, Mapping[str, Any]]) -> None:
     key, equals, text = override.partition("=")
     if not equals:

@@ -14,8 +14,6 @@ docs/editing.md; for real images `python -m sdd_jax.evaluate --protocol=editing`
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib
 import logging
 import sys
 import time
@@ -23,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -32,17 +29,12 @@ from sdd_jax.data.decode import read_picture
 from sdd_jax.data.edit_pairs import EDITS, parse_edit
 from sdd_jax.data.records import to_float
 from sdd_jax.images import make_grid, to_uint8, write_grid
-from sdd_jax.jobs.editing.methods import METHODS, EditRequest, edit, frozen_of, side_unit
+from sdd_jax.jobs.editing.methods import METHODS, EditRequest, edit, side_unit
+from sdd_jax.jobs.editing.models import open_model
+from sdd_jax.jobs.editing.options import parse_options
 from sdd_jax.jobs.editing.report import Editor, report_pairs
-from sdd_jax.models.load import load
-from sdd_jax.runs import open_run
-from sdd_jax.types import Frozen, ModelBundle
+from sdd_jax.types import ModelBundle
 
-RUNS = {
-    "guidance_distill": "sdd_jax.jobs.icd.guidance_distill:editing_model",
-    "icd": "sdd_jax.jobs.icd.job:editing_model",
-    "dds": "sdd_jax.jobs.dds.job:editing_model",
-}
 _log = logging.getLogger("sdd_jax")
 
 
@@ -134,44 +126,12 @@ def _parser() -> Parser:
     return parser
 
 
-def open_model(flags: argparse.Namespace) -> tuple[ModelBundle, Frozen]:
-    """The model that --model or --workdir names, and what editing reads of it."""
-    if flags.workdir is None:
-        model, params = load(flags.model, flags.revision, dtype=jnp.dtype(flags.dtype))
-        return model, frozen_of(model, params)
-    job, params, step = open_run(flags.workdir)
-    if job.config.task not in RUNS:
-        raise ValueError(f"--workdir={flags.workdir} is a {job.config.task!r} run: edit takes {', '.join(RUNS)} runs")
-    _log.info("%s, step %d", job.name, step)
-    module, function = RUNS[job.config.task].split(":")
-    return getattr(importlib.import_module(module), function)(job, params)
-
-
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """An image file as f32[h,w,3] in [-1, 1], scaled to cover `size` (h, w) and cropped at its centre."""
     height, width = size
     return to_float(
         np.asarray(ImageOps.fit(read_picture(path, upright=True), (width, height), Image.Resampling.BICUBIC))
     )
-
-
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as a mapping: numbers, true, false and none as such, all else as text."""
-    options: dict[str, Any] = {}
-    words = {"true": True, "false": False, "none": None}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--option {text}: give it as key=value")
-        if value.lower() in words:
-            options[key] = words[value.lower()]
-            continue
-        try:
-            number = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            number = value
-        options[key] = number if isinstance(number, (int, float)) else value
-    return options
 
 
 def parse_size(text: str, model: ModelBundle) -> tuple[int, int]:

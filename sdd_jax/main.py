@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdd_jax import jobs
 from sdd_jax.command import Parser, run_command
-from sdd_jax.config import defaults_of, load_config
+from sdd_jax.config import defaults_of, load_config, split_overrides
 from sdd_jax.data.sources import IMAGE_OPTIONS
 from sdd_jax.train import EngineConfig, engine_config, run
 from sdd_jax.training.distributed import add_process_flags, join_processes, last_word
@@ -40,23 +40,6 @@ def _train(arguments: Sequence[str]) -> None:
         join_processes(flags.heartbeat)
     with last_word():
         run(jobs.build(config), flags.workdir)
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates `--config.key=value` and `--config.key value` from the other arguments, as `key=value` strings."""
-    overrides: list[str] = []
-    rest: list[str] = []
-    pending = list(arguments)
-    while pending:
-        argument = pending.pop(0)
-        if not argument.startswith("--config."):
-            rest.append(argument)
-            continue
-        argument = argument.removeprefix("--config.")
-        if "=" not in argument and pending and not pending[0].startswith("--"):
-            argument = f"{argument}={pending.pop(0)}"
-        overrides.append(argument)
-    return overrides, rest
 
 
 if __name__ == "__main__":

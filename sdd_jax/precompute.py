@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sdd_jax.command import Parser, run_command
-from sdd_jax.config import defaults_of, load_config, to_plain
+from sdd_jax.config import defaults_of, load_config, split_overrides, to_plain
 from sdd_jax.data.degrade_kernels import sharpen
 from sdd_jax.data.latent_records import LatentWriter, Manifest, sharpening
 from sdd_jax.data.pipeline import HostBatch, Prefetch, Source, make_stream
@@ -42,7 +42,6 @@ from sdd_jax.data.restoration import caption_of
 from sdd_jax.data.sources import IMAGE_OPTIONS, ImageData, augmented, open_source
 from sdd_jax.jobs.ccd.data import PAIRED, read_data
 from sdd_jax.jobs.streams.captioned import captioned_data
-from sdd_jax.main import split_overrides
 from sdd_jax.models.load import load
 from sdd_jax.train import EngineConfig, engine_config, use_compile_cache
 from sdd_jax.training.distributed import add_process_flags, join_processes, last_word

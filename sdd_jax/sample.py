@@ -22,7 +22,6 @@ A degraded picture is also where its sampling starts, noised; `--start=noise` st
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 import time
@@ -41,15 +40,10 @@ from sdd_jax.images import write_grid
 from sdd_jax.jobs.ccd.conditional import SAMPLERS, STARTS, condition_images, default_start, make_sampler
 from sdd_jax.jobs.ccd.data import ConditionConfig
 from sdd_jax.jobs.ccd.report import condition_of
-from sdd_jax.jobs.frozen import weights_of
+from sdd_jax.jobs.ccd.runs import on_another_model, open_runs
 from sdd_jax.jobs.icd import job as icd
 from sdd_jax.jobs.streams.captioned import prompt_ids
-from sdd_jax.models.adapters import Composition
-from sdd_jax.models.load import load
-from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.runs import open_run, read_config
-from sdd_jax.train import Job
-from sdd_jax.types import Frozen, ModelBundle, Params
 
 _log = logging.getLogger("sdd_jax")
 
@@ -134,61 +128,6 @@ def _sample_icd(flags: argparse.Namespace) -> None:
     _log.info("%s, step %d", job.name, step)
     write_grid(flags.out, [icd.draw(job, params, flags.prompt, flags.samples, flags.seed, flags.guidance)])
     _log.info("wrote %s", flags.out)
-
-
-def open_runs(workdirs: Sequence[Path], weights: Sequence[float]) -> tuple[ConditionalNetwork, Params, Frozen]:
-    """The network, parameters and frozen weights of a run, or of several adapters on one frozen teacher.
-
-    Raises:
-        ValueError: a run of another kind, or several that do not share one frozen teacher.
-    """
-    opened: list[tuple[Job, Params]] = []
-    for workdir in workdirs:
-        job, params, step = open_run(workdir)
-        if not isinstance(job.objective, ConditionalNetwork):
-            raise ValueError(
-                f"--workdir={workdir} is a {job.config.task!r} run: sample takes runs of ccd, finetune, cm and gd"
-            )
-        _log.info("%s, step %d", job.name, step)
-        if len(workdirs) > 1 and "unet" in params:
-            raise ValueError(
-                f"--workdir={workdir} trained its UNet too: only adapters on a frozen teacher are composed"
-            )
-        if opened and job.fingerprint != opened[0][0].fingerprint:
-            raise ValueError(f"--workdir={workdir} and --workdir={workdirs[0]} were trained on different teachers")
-        # the first run's frozen weights serve all
-        opened.append((dataclasses.replace(job, frozen={}) if opened else job, params))
-    first, params = opened[0]
-    network = first.objective
-    assert isinstance(network, ConditionalNetwork)
-    if len(opened) == 1 and not weights:
-        return network, params, first.frozen
-    adapters = tuple(job.objective.adapter for job, _ in opened)  # type: ignore[attr-defined]
-    composition = Composition(adapters=adapters, weights=tuple(weights) or (1.0,) * len(adapters))
-    composed = {**params, "adapter": {str(i): own["adapter"] for i, (_, own) in enumerate(opened)}}
-    return dataclasses.replace(network, adapter=composition), composed, first.frozen
-
-
-def on_another_model(name: str, teacher: ModelBundle, params: Params, frozen: Frozen) -> Frozen:
-    """`frozen` with the weights of the model `name` in place of the teacher's, for adapters trained alone.
-
-    Raises:
-        ValueError: the run trained its UNet too, or the model is of another architecture.
-    """
-    if "unet" in params:
-        raise ValueError(f"--model={name}: the run trained its UNet too; only adapters work on other models")
-    dtype = jax.tree.leaves(frozen["teacher"]["unet"])[0].dtype
-    bundle, weights = load(name, dtype=dtype)
-    found = weights_of(bundle, weights)
-
-    def shapes(tree: Frozen) -> Frozen:
-        return jax.tree.map(np.shape, tree)
-
-    expected = {**frozen, "teacher": {"unet": frozen["teacher"]["unet"]}}
-    is_same = bundle.prediction == teacher.prediction and np.array_equal(bundle.alphas_cumprod, teacher.alphas_cumprod)
-    if not is_same or any(shapes(expected[part]) != shapes(value) for part, value in found.items()):
-        raise ValueError(f"--model={name} is of another architecture than {teacher.source}, the run's teacher")
-    return {**frozen, **found}
 
 
 def read_control(path: Path, condition: ConditionConfig, size: int, mask: Path | None) -> np.ndarray:

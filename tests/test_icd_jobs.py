@@ -17,6 +17,7 @@ import sdd_jax
 from sdd_jax import edit, evaluate, export, jobs, sample
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries
+from sdd_jax.jobs.editing import models
 from sdd_jax.jobs.editing.methods import EditResult, Static
 from sdd_jax.jobs.icd import guidance_distill as stage1
 from sdd_jax.jobs.icd import job as stage2
@@ -86,7 +87,7 @@ def opened(runs):
         patch.setattr(stage1, "PREVIEW_STEPS", 1)
         patch.setattr(stage2, "PREVIEW", 2)
         read = {workdir: open_run(workdir) for workdir in runs}
-        for module in (stage1, icd_report, edit, export):
+        for module in (stage1, icd_report, models, export):
             patch.setattr(module, "open_run", read.__getitem__)
         yield tuple(read.values())
 

@@ -16,7 +16,8 @@ import pytest
 import toy_job
 
 from sdd_jax import jobs
-from sdd_jax.main import main, split_overrides
+from sdd_jax.config import split_overrides
+from sdd_jax.main import main
 from sdd_jax.train import run
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training.state import TrainState

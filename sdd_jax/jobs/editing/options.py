@@ -6,8 +6,10 @@ arguments of the methods' programs; the guidance scale is passed beside them, an
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 
@@ -133,6 +135,25 @@ def blend_size(model: ModelBundle, side: int) -> int:
     kinds = model.configs["unet"]["down_block_types"]
     sides = [side // 2**level for level, kind in enumerate(kinds) if kind.startswith("CrossAttn")]
     return max((one for one in sides if one <= min(16, side // 2)), default=min(sides))
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as a mapping: numbers, true, false and none as such, all else as text."""
+    options: dict[str, Any] = {}
+    words = {"true": True, "false": False, "none": None}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--option {text}: give it as key=value")
+        if value.lower() in words:
+            options[key] = words[value.lower()]
+            continue
+        try:
+            number = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            number = value
+        options[key] = number if isinstance(number, (int, float)) else value
+    return options
 
 
 def options_of(request: EditRequest, schema: type[T]) -> T:

@@ -26,17 +26,18 @@ from sdd_jax.data.decode import read_image, read_picture
 from sdd_jax.data.records import to_float
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
-from sdd_jax.edit import open_model, parse_options
 from sdd_jax.evals.protocols.benchmarks import Item
 from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
 from sdd_jax.jobs.ccd.data import ConditionConfig
 from sdd_jax.jobs.ccd.report import condition_of
+from sdd_jax.jobs.ccd.runs import open_runs
 from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, guided_unet, passes
+from sdd_jax.jobs.editing.models import open_model
+from sdd_jax.jobs.editing.options import parse_options
 from sdd_jax.jobs.icd.job import generate
 from sdd_jax.jobs.streams.captioned import prompt_ids
 from sdd_jax.objectives.inputs import text_of
 from sdd_jax.runs import read_config
-from sdd_jax.sample import open_runs
 from sdd_jax.sampling.generate import sample
 from sdd_jax.types import Frozen, ModelBundle
 
