@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
 from sdd_jax.diffusion.parameterization import to_x0
 from sdd_jax.diffusion.schedule import Schedule
@@ -130,6 +133,30 @@ def test_files_bring_it_back(made, tiny_model, apply, z, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, params)
     with pytest.raises(FileNotFoundError, match="holds no translator"):
         load_translator(tmp_path)
+
+
+@pytest.mark.parametrize("output", ["residual", "denoised"])
+def test_exported_files_draw_the_same_images_in_pytorch(made, tiny_model, z, tmp_path, output):
+    """diffusers' own UNet and decoder on the files, the two learned conditions put in as the docstring's table says."""
+    bundle, weights = tiny_model
+    translator, params = made(output)
+    keys = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(params))))
+    params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), params)
+    save_translator(translator, params, {k: v for k, v in weights.items() if k != "unet"}, ("a", "b"), tmp_path / "out")
+    ours = jax.jit(lambda p, z: bundle.decode(weights["vae"], translator.apply(p, z, TASK)))(params, z)
+
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet").eval()
+    vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae").eval()
+    learned = load_file(tmp_path / "out" / "translator" / "model.safetensors")
+    features, context = learned["time"][TASK.tolist()], learned["task"][TASK.tolist()]
+    unet.time_proj.forward = lambda t: features
+    latents = torch.from_numpy(np.array(z)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        out = unet(latents, 500, context, return_dict=False)[0]
+        acp = float(bundle.alphas_cumprod[500])
+        moved = latents + out if output == "residual" else (latents - (1 - acp) ** 0.5 * out) / acp**0.5
+        theirs = vae.decode(moved / vae.config.scaling_factor, return_dict=False)[0].permute(0, 2, 3, 1).numpy()
+    assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
 
 
 def test_an_unknown_output_is_named(tiny_model):
