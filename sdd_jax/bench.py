@@ -2,7 +2,8 @@
 
     python -m sdd_jax.bench --forward=portraits --batch-size=16 --against=torch        one UNet forward
     python -m sdd_jax.bench --plain=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype=bfloat16 --batch-size=64
-    python -m sdd_jax.bench --config=configs/ccd_sr.py [--against=torch]               any config's step, with its data
+    python -m sdd_jax.bench --config=configs/ccd_sr.py                                 any config's step, with its data
+    python -m sdd_jax.bench --config=configs/ccd_sr.py --config.objective.hint_weight=0 --against=torch
 
 After a warm-up, `--repeats` runs of `--steps` steps; the fastest and the median run count. Useful operations are those
 of the live products and convolutions of the step without remat (`training.flops`); MFU divides them by the time and by
