@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from sdd_jax.models import convert, lora
 from sdd_jax.models.lora import ICD_TARGETS, LoraSpec
 from sdd_jax.models.lora_files import METADATA_KEY, export, load_lora
+from sdd_jax.models.lora_kohya import to_kohya
 from sdd_jax.models.unet import make_unet
 
 CONFIG = dict(
@@ -107,6 +108,19 @@ def test_exported_adapter_gives_the_same_output_in_pytorch(
     back, spec = load_lora(tmp_path / "lora.safetensors", params)
     assert (spec.rank, spec.alpha) == (SPEC.rank, SPEC.alpha)
     jax.tree.map(np.testing.assert_array_equal, back, adapter)
+
+
+def test_kohyas_names_give_the_same_output_in_pytorch(
+    params: Any, adapter: lora.Lora, denoise: Any, tmp_path: Path
+) -> None:
+    export(adapter, SPEC, tmp_path / "peft.safetensors")
+    to_kohya(tmp_path / "peft.safetensors", tmp_path / "kohya.safetensors")
+    pipe, unet = diffusers.StableDiffusionPipeline, oracle()
+    state, alphas = pipe.lora_state_dict(tmp_path / "kohya.safetensors")
+    pipe.load_lora_into_unet(state, alphas, unet)
+    assert_close(
+        denoise(jax.jit(lora.merge, static_argnums=2)(params, adapter, SPEC), *arguments()), torch_output(unet)
+    )
 
 
 def test_adapting_layers_equals_merging_kernels(params: Any, adapter: Any, denoise: Any) -> None:
