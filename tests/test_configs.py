@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from tiny_style import make_style
 
 import sdd_jax
 from sdd_jax import jobs
@@ -30,13 +31,19 @@ def load(spec, *overrides):
     return load_config(spec, overrides, defaults_of(EngineConfig))
 
 
+@pytest.fixture(scope="module")
+def tiny_style(tmp_path_factory):
+    """A directory with the style/ of a tiny world."""
+    return make_style(tmp_path_factory.mktemp("style"))
+
+
 @pytest.fixture
-def local(tiny_world, tmp_path):
+def local(tiny_world, tiny_style, tmp_path):
     """Overrides that bring any config onto this machine: the tiny world, and a folder that need not exist yet."""
 
     def overrides(config):
         names = [f"model={tiny_world}", f"world={tiny_world}", "adapter.embedding_channels=(4, 4, 8)"]
-        if "path" in config.get("data", {}) and config.data.source == "folder":
+        if "path" in config.get("data", {}) and config.data.source in ("folder", "codes"):
             names.append(f"data.path={tmp_path}")
             if config.get("condition", {}).get("task") in ("depth", "edit"):
                 names.append(f"condition.path={tmp_path}")
@@ -44,6 +51,8 @@ def local(tiny_world, tmp_path):
             names += ["timesteps.given=(500,)", "timesteps.rule="]
         if config.task == "clip_guidance":
             names.append(f"clip.path={tiny_world}")
+        if config.get("manipulator", {}).get("kind") == "stylegan":
+            names += [f"manipulator.generator={tiny_style}", "identity.kind=none", "objective.identity_weight=0.0"]
         if config.task == "icd":
             names.append(f"teacher.model=shapes:{tiny_world}+w")
             if not config.objective.reverse_weight:  # its other model would come from a partner's run

@@ -210,7 +210,9 @@ def forward_flops(job: Job, batch: Mapping[str, Any]) -> int:
     model = model_of(job)
     if "moments" in batch:
         height, width = batch["moments"].shape[1:3]
-    else:
+    elif "image" in batch:
         height, width = (size // model.downsampling for size in batch["image"].shape[1:3])
+    else:  # codes of a generator, whose pictures the teacher sees at its own size
+        height = width = model.sample_size
     tokens = batch["context"].shape[1] if "context" in batch else model.tokenize([""]).shape[1]
     return unet_flops(model.configs["unet"], height, width, tokens).total

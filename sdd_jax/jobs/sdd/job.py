@@ -1,39 +1,42 @@
-"""Jobs of SDD and of its baseline, CLIP guidance: the same manipulator of the teacher's latents, data and prompt."""
+"""Jobs of SDD and of its baseline, CLIP guidance: the same manipulator, data and prompt.
+
+`config.manipulator.kind` says what is trained: "latent", a translator of the teacher's latents (`jobs.sdd.latent`), or
+"stylegan", a mapper of a generator's codes (`jobs.sdd.style`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sdd_jax.config import defaults_of, validate
+from sdd_jax.config import validate
 from sdd_jax.data.edit_pairs import edit_pairs
-from sdd_jax.data.pipeline import HostBatch, Source
-from sdd_jax.data.prompts import FOLDER_FIELDS, PORTRAIT_FIELDS, check_template, edit_of, literal, prompted
-from sdd_jax.data.records import PortraitSource, to_float
-from sdd_jax.data.sources.images import SOURCES, ImageOptions, augmented, open_source
+from sdd_jax.data.prompts import edit_of
 from sdd_jax.evals.preprocess import CLIP_MEAN, CLIP_STD
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.methods import frozen_of
+from sdd_jax.jobs.sdd.data import EditData, Parts
 from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, TimestepConfig, job_search, read_search
-from sdd_jax.jobs.streams.latents import encoded_portraits
-from sdd_jax.jobs.streams.portraits import PortraitData, stream_of
+from sdd_jax.jobs.sdd.latent import LatentConfig, latent_parts
+from sdd_jax.jobs.sdd.style import RANDOM, StyleConfig, StyleData, read_networks, style_parts
 from sdd_jax.jobs.world.directory import read_tower, world_directory
 from sdd_jax.models.clip_vision import load_clip
+from sdd_jax.models.irse import load_ir_se50, random_recogniser
 from sdd_jax.models.load import load
 from sdd_jax.models.text import TextConfig
-from sdd_jax.models.translator import Translator, save_translator
 from sdd_jax.objectives.clip_guidance import CLIPGuidance, CLIPNetwork, PublishedCLIP, TowerCLIP
 from sdd_jax.objectives.hqs import HQSOptions
-from sdd_jax.objectives.identity import Identity, TowerIdentity
-from sdd_jax.objectives.manipulators import LatentManipulator, Manipulator
+from sdd_jax.objectives.identity import FaceIdentity, Identity, TowerIdentity
+from sdd_jax.objectives.manipulators import Manipulator
 from sdd_jax.objectives.sdd import SDD
 from sdd_jax.objectives.selection import BLIND, parse_rule, select
 from sdd_jax.train import Job, Previews
@@ -47,56 +50,21 @@ Editor = Callable[[Params, Frozen, Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EditData(ImageOptions):
-    """Config of the images to manipulate, and of the edit.
-
-    source: "portraits"; images on disk: "folder", "tar", "tfds" or "coco", at `path` (see `data.sources`). split: of
-    portraits, tfds and coco. count: of portraits. size: image side of images on disk. prompt: what edited images show,
-    a template (`data.prompts`).
-    """
-
-    source: str = "portraits"
-    path: str = ""
-    split: str = "train"
-    count: int = 6_000
-    size: int = 64
-    prompt: str
-
-    def __post_init__(self) -> None:
-        if self.source not in ("portraits", *SOURCES):
-            raise ValueError(f"source={self.source!r} is not known; use portraits, {', '.join(SOURCES)}")
-        if self.source == "portraits":
-            PortraitData(split=self.split, count=self.count)
-            self.check_unused(self.source)
-        else:
-            self.images()
-        check_template(self.prompt, PORTRAIT_FIELDS if self.source == "portraits" else FOLDER_FIELDS)
-
-    def open(self) -> Source:
-        """The images as records, square; portraits rendered as they are asked for."""
-        if self.source == "portraits":
-            return PortraitSource(self.split, self.count, cached=False)
-        return open_source(self.images(crop="center"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ManipulatorConfig:
-    """Config of the manipulator: the translator's output (`models.translator`); reencode: see `LatentManipulator`."""
-
-    output: str = "residual"
-    reencode: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class IdentityConfig:
-    """Config of the network that recognises individuals: kind "none" or "regressor", of the world at `path`."""
+    """Config of the network that recognises individuals.
+
+    kind: "none"; "regressor", of the world at `path`; or "arcface", IR-SE50 (`models.irse`) in the file `path`, or with
+    path "random:" at random.
+    """
 
     kind: str = "none"
     path: str = "portraits"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "regressor"):
-            raise ValueError(f"kind={self.kind!r} recognises nobody; use none, regressor")
+        if self.kind not in ("none", "regressor", "arcface"):
+            raise ValueError(f"kind={self.kind!r} recognises nobody; use none, regressor, arcface")
+        if self.kind == "arcface" and self.path in ("", "portraits"):
+            raise ValueError("kind='arcface' has no weights: set config.identity.path to model_ir_se50.pth")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,11 +79,25 @@ class CLIPConfig:
             raise ValueError(f"kind={self.kind!r} is no CLIP; use world, clip")
 
 
-class _Parts(NamedTuple):
+class _Kind(NamedTuple):
+    """A kind of manipulator. prepare: (data, options) -> what is read before the model, as `parts`' first arguments."""
+
+    data: type[EditData]
+    options: type[Any]
+    prepare: Callable[[Any, Any], tuple[Any, ...]]
+    parts: Callable[..., Parts]
+
+
+_KINDS = {
+    "latent": _Kind(EditData, LatentConfig, lambda data, options: (), latent_parts),
+    "stylegan": _Kind(StyleData, StyleConfig, lambda data, options: (read_networks(data, options),), style_parts),
+}
+
+
+class _Setting(NamedTuple):
     data: EditData
     bundle: ModelBundle
-    frozen: Frozen
-    manipulator: LatentManipulator
+    parts: Parts
     identity: Identity | None
 
 
@@ -123,66 +105,96 @@ def sdd(config: ConfigDict) -> Job:
     """Distils the teacher's edit at the selected timesteps into a manipulator."""
     steps = validate(config.timesteps, TimestepConfig, "config.timesteps")
     options = validate(config.search, HQSOptions, "config.search")
-    parts = _parts(config)
-    timesteps, probabilities = _timesteps(steps, options, parts)
+    setting = _setting(config)
+    timesteps, probabilities = _timesteps(steps, options, setting)
     settings = {
         **config.objective,
-        "model": parts.bundle,
-        "manipulator": parts.manipulator,
+        "model": setting.bundle,
+        "manipulator": setting.parts.manipulator,
         "timesteps": timesteps,
         "probabilities": probabilities,
-        "identity": parts.identity,
+        "identity": setting.identity,
     }
     objective = validate(settings, SDD, "config.objective")
     _log.info("timesteps: %s", ", ".join(map(str, timesteps)))
-    return _job("SDD", config, parts, objective, {"timesteps": list(timesteps)})
+    return _job("SDD", config, setting, objective, {"timesteps": list(timesteps)})
 
 
 def clip_guidance(config: ConfigDict) -> Job:
     """Trains the manipulator by CLIP in place of the teacher."""
     section = validate(config.clip, CLIPConfig, "config.clip")
-    parts = _parts(config)
-    network, params, source = _clip(section, parts.bundle)
-    parts.frozen["clip"] = params
-    settings = {**config.objective, "manipulator": parts.manipulator, "clip": network, "identity": parts.identity}
-    return _job("CLIP guidance", config, parts, validate(settings, CLIPGuidance, "config.objective"), {"clip": source})
+    setting = _setting(config)
+    network, params, source = _clip(section, setting.bundle)
+    setting.parts.frozen["clip"] = params
+    settings = {
+        **config.objective,
+        "manipulator": setting.parts.manipulator,
+        "clip": network,
+        "identity": setting.identity,
+    }
+    objective = validate(settings, CLIPGuidance, "config.objective")
+    return _job("CLIP guidance", config, setting, objective, {"clip": source})
 
 
 def make_editor(manipulator: Manipulator) -> Editor:
     """Returns edit(params, frozen, image f32[b,H,W,3]) -> edited f32[b,H,W,3] in [-1, 1]; one pass, one program."""
+    edit = _batch_editor(manipulator)
+    return lambda params, frozen, image: edit(params, frozen, {"image": jnp.asarray(image)})
 
+
+def make_viewer(manipulator: Manipulator) -> Callable[[Frozen, Mapping[str, Array]], jax.Array]:
+    """Returns view(frozen, batch) -> the pictures of a batch's codes, unedited, f32[b,H,W,3] in [-1, 1]."""
+    return jax.jit(
+        lambda frozen, batch: _shown(manipulator.image(frozen, manipulator.source(frozen, batch, None)), batch)
+    )
+
+
+def _batch_editor(manipulator: Manipulator) -> Callable[[Params, Frozen, Mapping[str, Array]], jax.Array]:
     @jax.jit
-    def edit(params: Params, frozen: Frozen, image: jax.Array) -> jax.Array:
-        code = manipulator.source(frozen, {"image": image}, None)
-        return jnp.clip(manipulator.image(frozen, manipulator.apply(params, frozen, code)), -1.0, 1.0)
+    def edit(params: Params, frozen: Frozen, batch: dict[str, jax.Array]) -> jax.Array:
+        code = manipulator.source(frozen, batch, None)
+        return _shown(manipulator.image(frozen, manipulator.apply(params, frozen, code)), batch)
 
-    return lambda params, frozen, image: edit(params, frozen, jnp.asarray(image))
+    return edit
 
 
-def _parts(config: ConfigDict) -> _Parts:
-    data = validate(config.data, EditData, "config.data")
-    chosen = validate(config.manipulator, ManipulatorConfig, "config.manipulator")
+def _shown(picture: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Clipped, and as large as the batch's images where it has any: a generator has a size of its own."""
+    if "image" in batch and batch["image"].shape[1:3] != picture.shape[1:3]:
+        picture = jax.image.resize(picture, batch["image"].shape, "bilinear")
+    return jnp.clip(picture, -1.0, 1.0)
+
+
+def _setting(config: ConfigDict) -> _Setting:
+    name = config.manipulator.get("kind", "latent")
+    if name not in _KINDS:
+        raise ValueError(f"config.manipulator.kind={name!r} is no manipulator; use {', '.join(_KINDS)}")
+    kind = _KINDS[name]
+    data = validate(config.data, kind.data, "config.data")
+    chosen = validate(config.manipulator, kind.options, "config.manipulator")
     identity_config = validate(config.identity, IdentityConfig, "config.identity")
+    prepared = kind.prepare(data, chosen)
+    identity, recogniser = _identity(identity_config)
     bundle, params = load(config.model, config.revision, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    frozen = frozen_of(bundle, params)
-    phrase = [literal(data.prompt)]
-    frozen["phrase"] = (bundle.tokenize(phrase), None if bundle.tokenize_2 is None else bundle.tokenize_2(phrase))
-    try:
-        translator = Translator(model=bundle, output=chosen.output)
-    except ValueError as error:
-        raise ValueError(f"config.manipulator: {error}") from None
-    identity = None
-    if identity_config.kind == "regressor":
-        tower, frozen["identity"], _ = read_tower(world_directory(identity_config.path), "regressor")
-        identity = TowerIdentity(tower=tower)
-    manipulator = LatentManipulator(model=bundle, translator=translator, reencode=chosen.reencode)
-    return _Parts(data, bundle, frozen, manipulator, identity)
+    parts = kind.parts(*prepared, config, data, chosen, bundle, frozen_of(bundle, params))
+    if identity is not None:
+        parts.frozen["identity"] = recogniser
+    return _Setting(data, bundle, parts, identity)
+
+
+def _identity(config: IdentityConfig) -> tuple[Identity | None, Params]:
+    if config.kind == "regressor":
+        tower, params, _ = read_tower(world_directory(config.path), "regressor")
+        return TowerIdentity(tower=tower), params
+    if config.kind == "arcface":
+        return FaceIdentity(), random_recogniser() if config.path == RANDOM else load_ir_se50(config.path)
+    return None, {}
 
 
 def _timesteps(
-    steps: TimestepConfig, options: HQSOptions, parts: _Parts
+    steps: TimestepConfig, options: HQSOptions, setting: _Setting
 ) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
-    data, bundle = parts.data, parts.bundle
+    data, bundle, parts = setting.data, setting.bundle, setting.parts
     if steps.given:
         return steps.given, None
     if not steps.path and steps.rule and parse_rule(steps.rule)[0] in BLIND and steps.weights == "uniform":
@@ -193,9 +205,7 @@ def _timesteps(
         if (search.model, search.prompt) != (bundle.source, data.prompt):
             _log.warning("%s was searched on %s for %r", steps.path, search.model, search.prompt)
     else:
-        left_out = {**defaults_of(ImageOptions), "prompt": data.prompt}
-        made_of = {key: value for key, value in dataclasses.asdict(data).items() if value != left_out.get(key)}
-        search = job_search(bundle, parts.frozen, data.open(), data.prompt, options, made_of)
+        search = job_search(bundle, parts.frozen, parts.images(), data.prompt, options, parts.made_of)
         search = search if steps.rule else search.with_rule(DEFAULT_RULE)
     search = search.with_rule(steps.rule, options.seed) if steps.rule else search
     weights = None if steps.weights == "uniform" else tuple(search.weights(steps.weights).tolist())
@@ -219,58 +229,42 @@ def _clip(config: CLIPConfig, bundle: ModelBundle) -> tuple[CLIPNetwork, Params,
 
 
 def _job(
-    method: str, config: ConfigDict, parts: _Parts, objective: SDD | CLIPGuidance, fingerprint: dict[str, object]
+    method: str, config: ConfigDict, setting: _Setting, objective: SDD | CLIPGuidance, fingerprint: dict[str, object]
 ) -> Job:
-    data, bundle, frozen = parts.data, parts.bundle, parts.frozen
-
-    def export(params: Params, directory: Path) -> None:
-        save_translator(
-            parts.manipulator.translator, params, {"vae": frozen["vae"], **frozen["text"]}, [data.prompt], directory
-        )
-
+    data, bundle, parts = setting.data, setting.bundle, setting.parts
+    named = [f"{method}, {data.prompt!r}", parts.title, f"data {data.path or data.source}", f"teacher {bundle.source}"]
+    teacher = {"teacher": bundle.source, "teacher_hash": bundle.content_hash}
     return Job(
-        name=f"{method}, {data.prompt!r}, data {data.path or data.source}, teacher {bundle.source}",
+        name=", ".join(filter(None, named)),
         objective=objective,
-        frozen=frozen,
-        stream=_stream(config, parts),
-        previews=_previews(parts),
+        frozen=parts.frozen,
+        stream=parts.stream,
+        previews=_previews(data, parts),
         batch_size=config.batch_size,
         config=config,
-        fingerprint={"teacher": bundle.source, "teacher_hash": bundle.content_hash, **fingerprint},
-        export=export,
+        fingerprint={**teacher, **parts.fingerprint, **fingerprint},
+        export=parts.export,
     )
 
 
-def _stream(config: ConfigDict, parts: _Parts) -> Callable[[int], Iterator[HostBatch]]:
-    data, bundle = parts.data, parts.bundle
+def _previews(data: EditData, parts: Parts) -> Previews:
+    """Rows of originals, what codes make of them unedited, edits, and for portraits the exact counterfactuals."""
+    edit, view = _batch_editor(parts.manipulator), make_viewer(parts.manipulator)
 
-    def stream(start_step: int) -> Iterator[HostBatch]:
+    @functools.cache
+    def examples() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         if data.source != "portraits":
-            images = data.images()
-            transform = augmented(images, prompted(bundle.tokenize, data.prompt, None, bundle.tokenize_2))
-            return stream_of(config, open_source(images), transform)(start_step)
-        source = PortraitSource(data.split, data.count)
-        moments = encoded_portraits(bundle, parts.frozen["vae"], source)
-        transform = prompted(bundle.tokenize, data.prompt, moments, bundle.tokenize_2)
-        return stream_of(config, source, transform)(start_step)
-
-    return stream
-
-
-def _previews(parts: _Parts) -> Previews:
-    """Rows of originals, edits, and for portraits the exact counterfactuals."""
-    editor, data = make_editor(parts.manipulator), parts.data
+            return parts.examples(PREVIEW), {}
+        pairs = edit_pairs([edit_of(data.prompt)], PREVIEW)
+        return {"image": pairs.image}, {"counterfactual": pairs.counterfactual}
 
     def previews(params: Params, ema: Params | None, frozen: Frozen, step: int, directory: Path) -> None:
-        if data.source == "portraits":
-            pairs = edit_pairs([edit_of(data.prompt)], PREVIEW)
-            images, truth = pairs.image, [pairs.counterfactual]
-        else:
-            folder = data.open()
-            images = np.stack([to_float(folder[i]["image"]) for i in range(min(PREVIEW, len(folder)))])
-            truth = []
-        edited = np.asarray(editor(params if ema is None else ema, frozen, images))
-        rows = [images, edited, *truth]
-        write_grid(directory / f"{step:08d}.png", rows, ["original", "edited", "counterfactual"][: len(rows)])
+        batch, truth = examples()
+        rows = {"original": batch["image"]} if "image" in batch else {}
+        if parts.generates:
+            rows["generated"] = np.asarray(view(frozen, batch))
+        rows["edited"] = np.asarray(edit(params if ema is None else ema, frozen, batch))
+        rows |= truth
+        write_grid(directory / f"{step:08d}.png", list(rows.values()), list(rows))
 
     return previews

@@ -1,8 +1,8 @@
 """Evaluation of a manipulator on held-out portraits: a table, `metrics.json`, a grid, and what training it cost.
 
-Rows: the originals, the manipulator's one pass, iterative editors of the same teacher on the same images, and the exact
-counterfactuals through the autoencoder, which no latent method can beat. Editors get full captions of before and after;
-the manipulator has only ever seen its prompt.
+Rows: the originals, what a style manipulator's generator makes of their codes, the manipulator's one pass, iterative
+editors of the same teacher on the same images, and the exact counterfactuals through the autoencoder, which no latent
+method can beat. Editors get full captions of before and after; the manipulator has only ever seen its prompt.
 
 | column | what |
 | --- | --- |
@@ -37,14 +37,14 @@ from sdd_jax.evals.instruments import Instruments, autoencoded
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.editing.methods import EditRequest, edit
-from sdd_jax.jobs.sdd.job import make_editor
+from sdd_jax.jobs.sdd.job import make_editor, make_viewer
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models import hub
 from sdd_jax.models.load import read_component
 from sdd_jax.models.text import TextConfig
 from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.objectives.clip_guidance import CLIPGuidance
-from sdd_jax.objectives.manipulators import LatentManipulator
+from sdd_jax.objectives.manipulators import LatentManipulator, StyleManipulator
 from sdd_jax.objectives.sdd import SDD
 from sdd_jax.runs import open_run
 from sdd_jax.train import Job
@@ -68,9 +68,14 @@ class Run(NamedTuple):
     name: str
 
     @property
-    def manipulator(self) -> LatentManipulator:
+    def manipulator(self) -> LatentManipulator | StyleManipulator:
         """What was trained."""
         return self.job.objective.manipulator  # type: ignore[attr-defined]
+
+    @property
+    def evaluations(self) -> float:
+        """F of an edit: a style mapper has no UNet in it."""
+        return float(isinstance(self.manipulator, LatentManipulator))
 
 
 def open_manipulator(workdir: Path) -> Run:
@@ -80,9 +85,10 @@ def open_manipulator(workdir: Path) -> Run:
         ValueError: a run on a folder, or a prompt without counterfactuals; or as `open_run`.
     """
     job, params, step = open_run(workdir)
-    assert isinstance(job.objective, SDD | CLIPGuidance) and isinstance(job.objective.manipulator, LatentManipulator)
-    if job.config.data.source != "portraits":
-        raise ValueError(f"--workdir={workdir} is a run on a folder: counterfactuals are known for portraits")
+    assert isinstance(job.objective, SDD | CLIPGuidance)
+    source = job.config.data.source
+    if source != "portraits":
+        raise ValueError(f"--workdir={workdir} is a run on a {source}: counterfactuals are known for portraits")
     name = "SDD" if isinstance(job.objective, SDD) else "CLIP guidance"
     return Run(job, params, step, edit_of(job.config.data.prompt), name)
 
@@ -136,8 +142,11 @@ def report(workdir: Path, flags: ReportFlags) -> str:
 
     model, frozen = run.manipulator.model, run.job.frozen
     images: dict[str, np.ndarray] = {"original": pairs.image}
-    count: dict[str, float] = {"original": 0, run.name: 1, "counterfactual": 0}
+    count: dict[str, float] = {"original": 0, "generated": 0, run.name: run.evaluations, "counterfactual": 0}
     seconds: dict[str, float] = {}
+    if isinstance(run.manipulator, StyleManipulator):
+        view = make_viewer(run.manipulator)
+        images["generated"] = _in_parts(lambda chosen: view(frozen, {"image": pairs.image[chosen]}), len(pairs.image))
     images[run.name], seconds[run.name] = manipulated(run, pairs)
     for steps in flags.steps or STEPS:
         options = {"steps": steps, **({"guidance": flags.guidance[0]} if flags.guidance else {})}

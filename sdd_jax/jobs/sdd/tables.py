@@ -73,7 +73,12 @@ def manipulator(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> 
     pairs = edit_pairs([run.edit], asked.samples)
     images, seconds = manipulated(run, pairs)
     trained = training_seconds(workdir, run.step, run.job.batch_size)
-    found = {**_measured(asked.world, pairs, images), "evaluations": 1.0, "seconds": seconds, "training": trained}
+    found = {
+        **_measured(asked.world, pairs, images),
+        "evaluations": run.evaluations,
+        "seconds": seconds,
+        "training": trained,
+    }
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

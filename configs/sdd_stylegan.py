@@ -1,0 +1,171 @@
+"""SDD (selective diffusion distillation) of a StyleGAN2 mapper: one edit of a generator's codes, as in the paper.
+
+    python -m sdd_jax.main --config=configs/sdd_stylegan.py:white_hair --workdir=runs/style_white_hair
+    python -m sdd_jax.evaluate --workdir=runs/style_white_hair
+
+    python -m sdd_jax.main --config=configs/sdd_stylegan.py:sd15 --workdir=runs/ffhq_white_hair \
+        --config.manipulator.generator=stylegan2-ffhq-config-f.pt --config.data.path=train_celeba_w+_codes.pt \
+        --config.identity.path=model_ir_se50.pth
+
+| variant | what | hardware, time |
+| --- | --- | --- |
+| white_hair | white hair or fur, the world's generator; also what no variant means | two CPU cores |
+| angry | an angry face | two CPU cores |
+| side_view | the head turned to the left: little L2, all levels, no identity loss | two CPU cores |
+| random | timesteps from the whole grid, as in plain SDS | as the edit |
+| argmax | the best timestep alone | as the edit |
+| clip | CLIP guidance of the same mapper (StyleCLIP), the paper's baseline | as the edit |
+| stylespace | a mapper of StyleSpace without its ToRGB layers, in place of W+ | as the edit |
+| sd15 | Stable Diffusion 1.5 and published faces (FFHQ, 1024 px), the release's settings | an accelerator |
+| sd15_images | sd15 on a folder of faces, encoded by e4e, in place of codes | an accelerator |
+| sd15_random | sd15 without files, on random weights: for `python -m sdd_jax.aot` and speed | none |
+| debug | any of them, shrunk to seconds | |
+
+Variants combine with commas: `configs/sdd_stylegan.py:sd15,angry`. `config.manipulator` and `config.data` are
+described in `sdd_jax/jobs/sdd/style.py`; NVIDIA's generators want `config.manipulator.delta_scale=1.5`. With sd15 set
+`config.manipulator.generator` (rosinality's .pt, or an exported ADA state dict), `config.data.path` (W+ codes
+[count, 18, 512]; with sd15_images a folder, and `config.manipulator.encoder`, e4e_ffhq_encode.pt) and
+`config.identity.path` (model_ir_se50.pth). The world's generator is its style/ (configs/pretrain_style.py).
+"""
+
+import ml_collections
+
+PROMPTS = {
+    "white_hair": "a photo of a {species} with white {coat}",
+    "angry": "a photo of an angry {species}",
+    "side_view": "a photo of a {species}, facing left",
+}
+FACE_PROMPTS = {
+    "white_hair": "white hair",
+    "angry": "an angry face",
+    "side_view": "a side view of a face",
+}
+FACES = ("sd15", "sd15_images", "sd15_random")
+VARIANTS = (*PROMPTS, "random", "argmax", "clip", "stylespace", *FACES, "debug")
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration with the variants named in `arg`, separated by commas."""
+    names = [name for name in arg.split(",") if name]
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise ValueError(f"configs/sdd_stylegan.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+    edit = next((name for name in names if name in PROMPTS), "white_hair")
+    config = ml_collections.ConfigDict()
+    config.task = "sdd"
+    config.model = "portraits"
+    config.revision = ml_collections.config_dict.placeholder(str)
+    config.dtype = "float32"
+    config.seed = 0
+    config.steps = 600
+    config.batch_size = 4
+    config.ema = 0.98
+    config.log_every = 20
+    config.checkpoint_every = 100
+    config.preview_every = 200
+    config.optimizer = ml_collections.ConfigDict(
+        {"name": "adamw", "learning_rate": 5e-3, "weight_decay": 2e-3, "clip_norm": 1.0}
+    )
+    config.manipulator = ml_collections.ConfigDict(
+        {
+            "kind": "stylegan",
+            "generator": "portraits",
+            "encoder": "",
+            "mapping": "styles_without_rgb" if "stylespace" in names else "levels",
+            "levels": ("coarse", "medium", "fine"),
+            "mapper": "",
+            "delta_scale": 0.1,
+        }
+    )
+    config.identity = ml_collections.ConfigDict({"kind": "none", "path": "portraits"})
+    config.data = ml_collections.ConfigDict(
+        {
+            "source": "portraits",
+            "path": "",
+            "split": "train",
+            "count": 6_000,
+            "size": 64,
+            "truncation": 1.0,
+            "prompt": PROMPTS[edit],
+        }
+    )
+    config.timesteps = ml_collections.ConfigDict({"path": "", "given": (), "rule": "threshold:0", "weights": "uniform"})
+    config.search = ml_collections.ConfigDict(
+        {
+            "jacobian": True,
+            "pixels": True,
+            "absolute": False,
+            "standardize": False,
+            "temperature": 1.0,
+            "guidance": 7.5,
+            "first": 100,
+            "last": 900,
+            "stride": 50,
+            "images": 64,
+            "draws": 1,
+            "seed": 0,
+        }
+    )
+    config.objective = ml_collections.ConfigDict(
+        {
+            "guidance": 7.5,
+            "top_k": ml_collections.config_dict.placeholder(int),
+            "sds_weight": 1.0,
+            "l2_weight": 0.1 if edit == "side_view" else 0.3,
+            "identity_weight": 0.0,
+        }
+    )
+    if set(FACES) & set(names):
+        _faces(config, edit, names)
+    if "random" in names:
+        config.timesteps.rule = "all"
+    if "argmax" in names:
+        config.timesteps.rule = "argmax"
+    if "sd15_random" in names:
+        _random_weights(config)
+    if "clip" in names:
+        _clip_guidance(config)
+    if "debug" in names:
+        config.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
+        config.data.count = 64
+        if config.task == "sdd":
+            config.timesteps.update(given=(500, 700), rule="")
+    return config
+
+
+def _faces(config: ml_collections.ConfigDict, edit: str, names: list[str]) -> None:
+    """The release's: fine and medium levels, guidance 100, top 1024, weights 10 and 1 beside a sum of 4096 b."""
+    config.model = SD15
+    config.dtype = "bfloat16"
+    config.update(steps=4_000, batch_size=2, ema=0.999, log_every=50, checkpoint_every=500, preview_every=500)
+    config.optimizer.clip_norm = None
+    config.manipulator.generator = ""
+    if edit != "side_view" and "stylespace" not in names:
+        config.manipulator.levels = ("medium", "fine")
+    source = "folder" if "sd15_images" in names else "codes"
+    config.data.update(source=source, size=256, prompt=FACE_PROMPTS[edit])
+    config.search.update(guidance=100.0, images=200)
+    config.objective.update(guidance=100.0, top_k=1024, sds_weight=8192.0, l2_weight=10.0)
+    if edit != "side_view":
+        config.identity.update(kind="arcface", path="")
+        config.objective.identity_weight = 1.0
+
+
+def _random_weights(config: ml_collections.ConfigDict) -> None:
+    config.model = f"random:{SD15}"
+    config.manipulator.generator = "random:1024"
+    config.data.source = "sampled"
+    if config.identity.kind == "arcface":
+        config.identity.path = "random:"
+    config.timesteps.update(given=(500,), rule="")
+
+
+def _clip_guidance(config: ml_collections.ConfigDict) -> None:
+    """StyleCLIP's weights; the world's CLIP, or on Stable Diffusion a directory: set config.clip.path."""
+    on_world = config.model == "portraits"
+    weight = 0.1 if config.objective.identity_weight else 0.0
+    config.task = "clip_guidance"
+    del config.timesteps, config.search
+    config.clip = ml_collections.ConfigDict({"kind": "world" if on_world else "clip", "path": "portraits"})
+    config.objective = ml_collections.ConfigDict({"clip_weight": 1.0, "l2_weight": 0.8, "identity_weight": weight})

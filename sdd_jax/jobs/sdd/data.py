@@ -1,0 +1,77 @@
+"""The images that SDD's jobs manipulate, and what each kind of manipulator brings to its job."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdd_jax.data.pipeline import HostBatch, Source
+from sdd_jax.data.prompts import FOLDER_FIELDS, PORTRAIT_FIELDS, check_template
+from sdd_jax.data.records import PortraitSource, to_float
+from sdd_jax.data.sources.images import SOURCES, ImageOptions, open_source
+from sdd_jax.jobs.streams.portraits import PortraitData
+from sdd_jax.objectives.manipulators import Manipulator
+from sdd_jax.types import Frozen, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditData(ImageOptions):
+    """Config of the images to manipulate, and of the edit.
+
+    source: "portraits"; images on disk: "folder", "tar", "tfds" or "coco", at `path` (see `data.sources`). split: of
+    portraits, tfds and coco. count: of portraits. size: image side of images on disk. prompt: what edited images show,
+    a template (`data.prompts`).
+    """
+
+    source: str = "portraits"
+    path: str = ""
+    split: str = "train"
+    count: int = 6_000
+    size: int = 64
+    prompt: str
+
+    def __post_init__(self) -> None:
+        if self.source not in ("portraits", *SOURCES):
+            raise ValueError(f"source={self.source!r} is not known; use portraits, {', '.join(SOURCES)}")
+        if self.source == "portraits":
+            PortraitData(split=self.split, count=self.count)
+            self.check_unused(self.source)
+        else:
+            self.images()
+        check_template(self.prompt, PORTRAIT_FIELDS if self.source == "portraits" else FOLDER_FIELDS)
+
+    def open(self) -> Source:
+        """The images as records, square; portraits rendered as they are asked for."""
+        if self.source == "portraits":
+            return PortraitSource(self.split, self.count, cached=False)
+        return open_source(self.images(crop="center"))
+
+
+class Parts(NamedTuple):
+    """A manipulator with what it reads and writes.
+
+    frozen: the model's, with its own networks. images: those that timesteps are searched on; made_of names them.
+    stream, export: as of `Job`. examples: count -> a batch to look at, `image` or `codes`. title: its networks, for the
+    log, or "". generates: pictures come from codes, so that unedited ones are worth a look too. fingerprint: of its
+    networks.
+    """
+
+    manipulator: Manipulator
+    frozen: Frozen
+    images: Callable[[], Source]
+    made_of: Mapping[str, Any]
+    stream: Callable[[int], Iterator[HostBatch]]
+    export: Callable[[Params, Path], None]
+    examples: Callable[[int], HostBatch]
+    title: str = ""
+    generates: bool = False
+    fingerprint: Mapping[str, Any] = {}
+
+
+def first_images(source: Source, count: int) -> HostBatch:
+    """A batch of a source's first images: `image` f32[b,H,W,3] in [-1, 1]."""
+    return {"image": np.stack([to_float(source[i]["image"]) for i in range(min(count, len(source)))])}
