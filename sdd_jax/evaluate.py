@@ -4,7 +4,8 @@
 Results are also written to `DIR/evaluation/` (of a run) or to `--out`.
 
 `python -m sdd_jax.evaluate --protocol=generation|inversion|editing|restoration ...` runs a paper's evaluation on its
-published CSV or on folders; it has flags of its own (`--protocol=editing --help`), see docs/metrics.md.
+published CSV or on folders; it has flags of its own (`--protocol=editing --help`), among them `--distributed` for
+several processes; see docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     if any(argument.split("=")[0] == "--protocol" for argument in argv):
         from sdd_jax.jobs.protocols.run import run_protocol
 
-        print(run_protocol(argv))
+        if table := run_protocol(argv):
+            print(table)
         return
     parser = Parser(prog="python -m sdd_jax.evaluate", description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)

@@ -55,7 +55,7 @@ def open_state(workdir: Path) -> tuple[Job, TrainState]:
         jax.random.key(0),
         job.frozen,
     )
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     with Checkpoints(workdir, keep=engine.keep, config=config, fingerprint=job.fingerprint) as checkpoints:
         state = checkpoints.restore(abstract)

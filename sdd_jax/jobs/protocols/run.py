@@ -12,6 +12,8 @@ results are measured by PSNR and SSIM and, of the embedded world, by its own CLI
 
 Pictures go to OUT/images, one line each to OUT/made.jsonl and OUT/scores-HASH.jsonl: the same command continues where
 an interrupted one stopped; the summary is OUT/metrics.json. Inversion is an editing method asked to change nothing.
+
+`--distributed` shares the batches out among the processes of a job, which all see OUT; the result is that of one.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdd_jax.command import Parser
@@ -49,9 +52,11 @@ from sdd_jax.evals.protocols.measures import (
     text_image_measure,
 )
 from sdd_jax.evals.protocols.portraits import write_benchmark
+from sdd_jax.evals.protocols.split import is_first, own, wait_for_all
 from sdd_jax.images import write_png
 from sdd_jax.jobs.protocols.makers import Maker, make_maker
 from sdd_jax.jobs.protocols.world import World, load_world
+from sdd_jax.training.distributed import add_process_flags, join_processes, last_word
 
 PROTOCOLS = ("generation", "inversion", "editing", "restoration")
 WEIGHTS = ("clip", "dinov2", "lpips", "image_reward", "vocabulary", "world")
@@ -59,13 +64,20 @@ _log = logging.getLogger("sdd_jax")
 
 
 def run_protocol(arguments: Sequence[str]) -> str:
-    """Runs a protocol from its command line; returns the results as a Markdown table.
+    """Runs a protocol from its command line; returns a Markdown table of results, "" in all processes but the first.
 
     Raises:
         FileNotFoundError, ValueError: in one line, before anything is made, what is wrong with flags, files or weights.
     """
     flags = _parser().parse_args(arguments)
     _check(flags)
+    if flags.distributed:
+        join_processes(flags.heartbeat)
+    with last_word():
+        return _run(flags)
+
+
+def _run(flags: argparse.Namespace) -> str:
     items, reference = _benchmark(flags)
     world = load_world(flags.world, flags.batch) if flags.world else None
     measures = _measures(flags, world)
@@ -82,7 +94,7 @@ def run_protocol(arguments: Sequence[str]) -> str:
             summary["fid"] = fid(files, reference, network)
         if world is not None and Path(reference).is_dir():
             summary["world_frechet"] = 100 * fid(files, reference, world.network, world.prepare)
-    return _report(flags, summary, len(items))
+    return _report(flags, summary, len(items)) if is_first() else ""
 
 
 def _parser() -> Parser:
@@ -117,6 +129,7 @@ def _parser() -> Parser:
     parser.add_argument("--vocabulary", default="", help="vocab.txt of bert-base-uncased")
     parser.add_argument("--world", default="", help='the embedded world that measures: "portraits" or a directory')
     parser.add_argument("--out", required=True, type=Path)
+    add_process_flags(parser)
     return parser
 
 
@@ -162,6 +175,8 @@ def _benchmark(flags: argparse.Namespace) -> tuple[list[Item], str]:
         items = read_editing(csv, data) if csv else read_pie_bench(data)
     if flags.samples > len(items):
         raise ValueError(f"--samples={flags.samples}: the benchmark has {len(items)}")
+    if jax.process_count() > (flags.samples or len(items)):
+        raise ValueError(f"{flags.samples or len(items)} samples leave some of {jax.process_count()} processes idle")
     return items[: flags.samples or None], reference
 
 
@@ -204,35 +219,47 @@ def _made(items: Sequence[Item], flags: argparse.Namespace, maker: Maker) -> dic
     """Makes the pictures that are not made yet, in the same batches whatever is missing; returns all by sample."""
     asked = {name: getattr(flags, name) for name in ("protocol", "method", "option", "blend", "seed")}
     asked |= {"items": _contents(items), "model": maker.name, "settings": maker.settings}
-    log = SampleLog(flags.out / "made.jsonl", asked)
+    log = SampleLog(flags.out / "made.jsonl", asked, jax.process_index())
     paths = {item.id: flags.out / "images" / f"{item.id}.png" for item in items}
     left = {item.id for item in items if item.id not in log.rows or not paths[item.id].is_file()}
     if len(left) < len(items):
         _log.info("%d of %d pictures are there already", len(items) - len(left), len(items))
+    starts = [
+        start
+        for start in range(0, len(items), flags.batch)
+        if not left.isdisjoint(item.id for item in items[start : start + flags.batch])
+    ]
+    wait_for_all("made before")
     began, done = time.monotonic(), 0
-    for start in range(0, len(items), flags.batch):
+    for start in own(starts):
         part = items[start : start + flags.batch]
-        if left.isdisjoint(item.id for item in part):
-            continue
         numbers = [*range(start, start + len(part)), *[start + len(part) - 1] * (flags.batch - len(part))]
         images, evaluations = maker.make([items[number] for number in numbers], numbers)
         for item, image in zip(part, images, strict=False):
             write_png(paths[item.id], image)
-        log.add({"id": item.id, "target": item.target, "evaluations": evaluations} for item in part)
+        log.add(
+            {"id": item.id, "target": item.target, "evaluations": evaluations}
+            for item in part
+            if item.id not in log.rows
+        )
         done += len(part)
         _log.info("made %d of %d, %.2f s each", start + len(part), len(items), (time.monotonic() - began) / done)
+    wait_for_all("made")
+    if is_first():
+        log.merge(item.id for item in items)
     return paths
 
 
 def _scores(
     items: Sequence[Item], pictures: dict[str, Path], measures: Sequence[Measure], flags: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Measures the samples that are not measured yet; returns the rows of all."""
+    """Measures the samples that are not measured yet; returns the rows of all, to the first process."""
     asked = {name: getattr(flags, name) for name in (*WEIGHTS, "protocol")}
     asked |= {"items": _contents(items), "results": str(flags.results or "")}
-    log = SampleLog(flags.out / f"scores-{_digest(asked)}.jsonl", asked)
+    log = SampleLog(flags.out / f"scores-{_digest(asked)}.jsonl", asked, jax.process_index())
     left = [item for item in items if item.id not in log.rows]
-    for start in range(0, len(left), flags.batch):
+    wait_for_all("measured before")
+    for start in own(range(0, len(left), flags.batch)):
         part = left[start : start + flags.batch]
         shown = [np.asarray(read_picture(pictures[item.id])) for item in part]
         values: dict[str, np.ndarray] = {}
@@ -243,6 +270,10 @@ def _scores(
             for i, item in enumerate(part)
         )
         _log.info("measured %d of %d", start + len(part), len(left))
+    wait_for_all("measured")
+    if not is_first():
+        return []
+    log.merge(item.id for item in items)
     return [log.rows[item.id] for item in items]
 
 
