@@ -191,7 +191,7 @@ class Generator(nn.Module):
         if isinstance(noise, str):
             if noise != "const":
                 raise ValueError(f"noise={noise!r} is not known; use None, 'const' or a key")
-            return self.noises()  # type: ignore[no-any-return]
+            return self.noises()
         keys = jax.random.split(noise, len(sizes))
         return [jax.random.normal(key, (batch, r, r, 1)) for key, r in zip(keys, sizes, strict=True)]
 
