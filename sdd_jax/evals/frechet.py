@@ -121,10 +121,15 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
     """Reads `save_stats`'s or pytorch-fid's .npz. FileNotFoundError, or ValueError if it holds something else."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"no feature statistics at {path}; write them with `save_stats` or pytorch-fid")
-    with np.load(path, allow_pickle=False) as arrays:
-        if "mu" not in arrays or "sigma" not in arrays:
-            raise ValueError(f"{path} holds {', '.join(arrays)}; feature statistics need `mu` and `sigma`")
-        return FeatureStats(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("mu", "sigma") if name in arrays}
+            names = ", ".join(arrays)
+    except Exception as error:  # zip files and NumPy raise half a dozen types on damaged or pickled arrays
+        raise ValueError(f"{path} is no readable .npz of feature statistics ({' '.join(str(error).split())})") from None
+    if len(found) != 2:
+        raise ValueError(f"{path} holds {names}; feature statistics need `mu` and `sigma`")
+    return FeatureStats(found["mu"].astype(np.float64), found["sigma"].astype(np.float64))
 
 
 def cosine_distance(features_a: np.ndarray, features_b: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Streaming statistics against numpy, the distance against scipy's matrix square root and closed forms."""
 
+import os
+
 import numpy as np
 import pytest
 import scipy.linalg
 
+from sdd_jax.command import is_ours
 from sdd_jax.evals import frechet
 from sdd_jax.evals.frechet import FeatureMoments, FeatureStats
 
@@ -99,6 +102,27 @@ def test_user_errors_say_what_is_wrong(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="`mu` and `sigma`"):
         frechet.load_stats(tmp_path / "other.npz")
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_damaged_statistics_are_one_line_and_pickles_in_them_are_not_run(tmp_path):
+    np.savez(tmp_path / "whole.npz", mu=np.zeros(3), sigma=np.eye(3))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.savez(tmp_path / "bad.npz", mu=np.array([Malicious(tmp_path / "ran")], object), sigma=np.eye(1))
+    pickled = (tmp_path / "bad.npz").read_bytes()
+    for content in (b"", b"no zip file", whole[:100], whole[: len(whole) // 2], pickled):
+        (tmp_path / "bad.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="bad.npz is no readable .npz of feature statistics") as error:
+            frechet.load_stats(tmp_path / "bad.npz")
+        assert is_ours(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_cosine_distance():
