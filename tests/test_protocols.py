@@ -130,6 +130,7 @@ def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, caps
 
     class Model:
         source, content_hash, sample_size, downsampling = "model", "hash", 16, 4
+        tokenize_2 = None
         tokenize = staticmethod(lambda prompts: np.zeros((len(prompts), 4), np.int32))
 
     (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
