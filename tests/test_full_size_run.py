@@ -1,0 +1,116 @@
+"""The Stable Diffusion 1.5 variant of the main job at its real size: random weights in sharded files, PNGs, two steps.
+
+Slow and large, outside `make test`:
+
+    python -m pytest -m slow -s tests/test_full_size_run.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+
+from sdd_jax.data import portraits
+from sdd_jax.models.published import PUBLISHED
+from sdd_jax.models.tokenizer import train_tokenizer
+
+GIB = 2**30
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+CONTROLNET, UNET = 361_279_120, 859_520_964
+VAE_BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+OVERRIDES = {
+    "batch_size": 1, "steps": 2, "log_every": 1, "checkpoint_every": 2, "remat": "block", "compile_cache": "",
+    "optimizer.warmup_steps": 0,
+}  # fmt: skip
+
+
+def write_model(root, configs, shard):
+    """A Stable Diffusion as diffusers and transformers write it, in half precision and in shards of at most `shard`."""
+    networks = {
+        "unet": lambda: diffusers.UNet2DConditionModel.from_config(dict(configs["unet"])),
+        "vae": lambda: diffusers.AutoencoderKL.from_config({**configs["vae"], **VAE_BLOCKS}),
+        "text_encoder": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**configs["text_encoder"])),
+    }
+    for name, make in networks.items():
+        make().half().save_pretrained(root / name, max_shard_size=shard)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    (root / "model_index.json").write_text(json.dumps(index))
+    (root / "scheduler").mkdir()
+    (root / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(configs["scheduler"])))
+    train_tokenizer(portraits.caption_corpus(), 768, root / "tokenizer", 77)
+    for name in ("unet", "text_encoder"):
+        assert len(list((root / name).glob("*-of-*.safetensors"))) > 1, "in shards"
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    configs = PUBLISHED["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+    return write_model(tmp_path_factory.mktemp("sd15") / "model", configs, "100MB")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two photograph-sized PNGs with captions."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i in range(2):
+        coarse = np.random.default_rng(i).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((800, 600), Image.Resampling.BICUBIC).save(root / f"{i}.png")
+        (root / f"{i}.txt").write_text("a photo of a smiling lion")
+    return root
+
+
+def two_steps(variant, weights, pictures, workdir, *overrides):
+    """Runs the job's command in a process: its output, the seconds it took, its peak memory in bytes."""
+    command = [
+        *(sys.executable, "-u", "-m", "sdd_jax.main", f"--config=configs/ccd_sr.py:{variant}"),
+        *(f"--config.model={weights}", f"--config.data.path={pictures}", f"--workdir={workdir}"),
+        *(f"--config.{key}={value}" for key, value in OVERRIDES.items()),
+        *overrides,
+    ]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, output
+    return output, time.monotonic() - began, usage.ru_maxrss * 1024
+
+
+def check(output, workdir, trained):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+    assert f"{trained:,}" in output, "the parameter overview's total"
+    assert (workdir / "checkpoints" / "2" / "MANIFEST.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "trained", "needed"),
+    [("sd15,adapter", CONTROLNET, 16 * GIB), ("sd15", CONTROLNET + UNET, 48 * GIB)],
+    ids=["adapter", "full"],
+)
+def test_two_steps_of_the_main_job(variant, trained, needed, weights, pictures, tmp_path):
+    if MEMORY < needed:
+        pytest.skip(f"needs {needed // GIB} GiB of memory, this machine has {MEMORY / GIB:.0f}")
+    output, seconds, peak = two_steps(variant, weights, pictures, tmp_path / "run")
+    print(output)
+    print(f"{variant}: two steps of {trained / 1e6:.0f}M trained in {seconds:.0f} s, at most {peak / GIB:.1f} GiB")
+    check(output, tmp_path / "run", trained)
+    assert peak < needed
