@@ -98,7 +98,7 @@ class E4E(nn.Module):
         width = config.body.widths[-1]
         p2 = upsampled(c3, c2.shape[1]) + nn.Conv(width, (1, 1), name="latlayer1")(c2)
         p1 = upsampled(p2, c1.shape[1]) + nn.Conv(width, (1, 1), name="latlayer2")(c1)
-        codes = []
+        codes: list[jax.Array] = []
         for i in range(config.num_ws):
             seen = c3 if i < COARSE else p2 if i < MEDIUM else p1
             style = StyleBlock(config.style_dim, name=f"style_{i}")(seen)
