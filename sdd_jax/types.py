@@ -10,7 +10,8 @@
 
 Batch keys: `image` f32[b,H,W,3] in [-1, 1], `input_ids` i32[b,n] (`input_ids_2` for a second text encoder), and where a
 task has them `condition` f32[b,H,W,c] in [-1, 1], `mask` f32[b,H,W,1], `source` f32[b,H,W,3], `source_ids` i32[b,n].
-Precomputed batches carry `moments` f32[b,h,w,2c], `context` f32[b,n,d] and `pooled` f32[b,e] instead of image and ids.
+Precomputed batches carry `moments` f32[b,h,w,2c], `context` f32[b,n,d] and `pooled` f32[b,e] instead of image and ids;
+a StyleGAN manipulator's carry `codes` f32[b,n,d] of W+ instead of image.
 """
 
 from __future__ import annotations
