@@ -55,7 +55,8 @@ def test_the_run_left_what_it_says(finished, tiny_world):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(line[name]) for line in lines for name in ("loss", "consistency", "reconstruction"))
-    assert lines[0]["consistency"] + lines[0]["reconstruction"] == pytest.approx(lines[0]["loss"], rel=1e-4)
+    terms = sum(lines[0][name] for name in ("consistency", "reconstruction", "hint"))
+    assert terms == pytest.approx(lines[0]["loss"], rel=1e-4)
     record = json.loads((workdir / "config.json").read_text())
     assert record["config"]["model"] == str(tiny_world) and len(record["fingerprint"]["teacher_hash"]) == 64
     with Image.open(workdir / "samples" / "00000002.png") as grid:
