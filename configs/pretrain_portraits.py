@@ -18,15 +18,14 @@ and the same for `regressor`, `clip`, `vae` (reads the classifier) and `unet` (r
 
 import ml_collections
 
+from sdd_jax.config import variants_of
+
 VARIANTS = ("classifier", "regressor", "clip", "vae", "unet", "debug")
 
 
 def get_config(arg: str = "unet") -> ml_collections.ConfigDict:
     """Returns the configuration of the variants named in `arg`, separated by commas; the last network named wins."""
-    names = [name for name in arg.split(",") if name]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"configs/pretrain_portraits.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+    names = variants_of(arg, VARIANTS, __file__)
     network = next((name for name in reversed(names) if name != "debug"), "unet")
     config = _common()
     {"classifier": _classifier, "regressor": _regressor, "clip": _clip, "vae": _vae, "unet": _unet}[network](config)

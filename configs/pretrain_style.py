@@ -14,15 +14,14 @@ which `sdd_jax.jobs.world.style.read_style` and `models.stylegan_convert.load_ge
 
 import ml_collections
 
+from sdd_jax.config import variants_of
+
 VARIANTS = ("style", "debug")
 
 
 def get_config(arg: str = "style") -> ml_collections.ConfigDict:
     """Returns the configuration of the variants named in `arg`, separated by commas."""
-    names = [name for name in arg.split(",") if name]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"configs/pretrain_style.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+    names = variants_of(arg, VARIANTS, __file__)
     config = ml_collections.ConfigDict()
     config.task = "style_autoencoder"
     config.world = "portraits"

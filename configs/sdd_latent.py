@@ -22,6 +22,8 @@ search runs at the start, as `config.search` says, and is kept in the cache.
 
 import ml_collections
 
+from sdd_jax.config import variants_of
+
 PROMPTS = {
     "white_hair": "a photo of a {species} with white {coat}",
     "angry": "a photo of an angry {species}",
@@ -42,10 +44,7 @@ VARIANTS = ("white_hair", "angry", "side_view", "random", "argmax", "clip", "sd1
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the configuration with the variants named in `arg`, separated by commas."""
-    names = [name for name in arg.split(",") if name]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"configs/sdd_latent.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
+    names = variants_of(arg, VARIANTS, __file__)
     edit = next((name for name in names if name in PROMPTS), "white_hair")
     config = ml_collections.ConfigDict()
     config.task = "sdd"

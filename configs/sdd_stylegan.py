@@ -30,40 +30,24 @@ described in `sdd_jax/jobs/sdd/style.py`; NVIDIA's generators want `config.manip
 
 import ml_collections
 
-PROMPTS = {
-    "white_hair": "a photo of a {species} with white {coat}",
-    "angry": "a photo of an angry {species}",
-    "side_view": "a photo of a {species}, facing left",
-}
+from sdd_jax.config import config_beside, variants_of
+
 FACE_PROMPTS = {
     "white_hair": "white hair",
     "angry": "an angry face",
     "side_view": "a side view of a face",
 }
 FACES = ("sd15", "sd15_images", "sd15_random")
-VARIANTS = (*PROMPTS, "random", "argmax", "clip", "stylespace", *FACES, "debug")
+VARIANTS = (*FACE_PROMPTS, "random", "argmax", "clip", "stylespace", *FACES, "debug")
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """Returns the configuration with the variants named in `arg`, separated by commas."""
-    names = [name for name in arg.split(",") if name]
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise ValueError(f"configs/sdd_stylegan.py has no variant {unknown[0]!r}; use {', '.join(VARIANTS)}")
-    edit = next((name for name in names if name in PROMPTS), "white_hair")
-    config = ml_collections.ConfigDict()
-    config.task = "sdd"
-    config.model = "portraits"
-    config.revision = ml_collections.config_dict.placeholder(str)
-    config.dtype = "float32"
-    config.seed = 0
-    config.steps = 600
-    config.batch_size = 4
-    config.ema = 0.98
-    config.log_every = 20
-    config.checkpoint_every = 100
-    config.preview_every = 200
+    """Returns `configs/sdd_latent.py`'s configuration with a mapper as the manipulator, and `arg`'s variants."""
+    names = variants_of(arg, VARIANTS, __file__)
+    edit = next((name for name in names if name in FACE_PROMPTS), "white_hair")
+    config = config_beside(__file__, "sdd_latent.py", [edit])
+    config.update(steps=600, batch_size=4)
     config.optimizer = ml_collections.ConfigDict(
         {"name": "adamw", "learning_rate": 5e-3, "weight_decay": 2e-3, "clip_norm": 1.0}
     )
@@ -78,44 +62,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "delta_scale": 0.1,
         }
     )
-    config.identity = ml_collections.ConfigDict({"kind": "none", "path": "portraits"})
-    config.data = ml_collections.ConfigDict(
-        {
-            "source": "portraits",
-            "path": "",
-            "split": "train",
-            "count": 6_000,
-            "size": 64,
-            "truncation": 1.0,
-            "prompt": PROMPTS[edit],
-        }
-    )
-    config.timesteps = ml_collections.ConfigDict({"path": "", "given": (), "rule": "threshold:0", "weights": "uniform"})
-    config.search = ml_collections.ConfigDict(
-        {
-            "jacobian": True,
-            "pixels": True,
-            "absolute": False,
-            "standardize": False,
-            "temperature": 1.0,
-            "guidance": 7.5,
-            "first": 100,
-            "last": 900,
-            "stride": 50,
-            "images": 64,
-            "draws": 1,
-            "seed": 0,
-        }
-    )
-    config.objective = ml_collections.ConfigDict(
-        {
-            "guidance": 7.5,
-            "top_k": ml_collections.config_dict.placeholder(int),
-            "sds_weight": 1.0,
-            "l2_weight": 0.1 if edit == "side_view" else 0.3,
-            "identity_weight": 0.0,
-        }
-    )
+    config.data.truncation = 1.0
     if set(FACES) & set(names):
         _faces(config, edit, names)
     if "random" in names:

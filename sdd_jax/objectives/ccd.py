@@ -23,9 +23,10 @@ Choices, of the paper and its released codes; the first of each is the default:
 | `boundary_scaling` | off; on: c_skip z_t + c_out x_hat for x_hat (`diffusion.distances`), another one below t = 16 |
 | `guidance` | (): off; (low, high): CFG-aware, all predictions guided by one w a sample, uniform in the interval |
 
-What is trained: the adapter and the UNet (`train_unet`), or the adapter alone on a frozen UNet (sec. 4.4). With
-`hint_weight` a ControlNet's embedding also learns to say of x what the condition tells (`network.hint_error`; not the
-paper's).
+What is trained: the adapter and the UNet (`train_unet`), or the adapter alone on a frozen UNet (sec. 4.4).
+
+`hint_weight` > 0 adds, for a ControlNet, hint_weight |embed(c) - K x|^2 / |K x|^2, K the teacher's first convolution: a
+regression that reaches the embedding alone (`network.hint_error`; not the paper's, 0 as published).
 
 Cost per sample: 4F in full training (the online prediction serves both terms: 3F, the target's 1F), plus 4 adapter
 forwards. Adapter only: the backward pass stops at the decoder's weights, 3F or less, plus the same adapter forwards.
