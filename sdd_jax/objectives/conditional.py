@@ -7,7 +7,9 @@ The target is eps, v or x0 as the teacher's `prediction` says. With a frozen UNe
 in 4 steps (with DDIM or DPM-Solver++) their undistilled baseline. It is CM's first stage and GD's last.
 
 t is uniform over the trailing grid of `grid_steps` times, by default all of them: a student that knows N times only
-(GD's) is fine-tuned on those. A share `caption_dropout` of the prompts is replaced by the empty one.
+(GD's) is fine-tuned on those. A share `caption_dropout` of the prompts is replaced by the empty one, in SDXL's pooled
+state too. `hint_weight` adds CCD's regression of a ControlNet's embedding (`network.hint_error`), so that the two are
+compared on equal terms; 0 is ControlNet's own training.
 
 Cost per sample: 3F and 3 adapter forwards in full training; with the adapter alone the backward pass stops at the
 encoder's end, 2F or less and the same adapter forwards.
@@ -24,6 +26,7 @@ from sdd_jax.diffusion.distances import l2
 from sdd_jax.diffusion.parameterization import predictor
 from sdd_jax.diffusion.schedule import add_noise
 from sdd_jax.diffusion.timegrid import trailing_grid
+from sdd_jax.models.adapters import ControlNetAdapter
 from sdd_jax.objectives.inputs import latents_of, text_of
 from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
@@ -31,10 +34,16 @@ from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionalDiffusion(ConditionalNetwork):
-    """Fields: `grid_steps`, the number of trained times; `caption_dropout`; and the network's."""
+    """Fields: `grid_steps`, the number of trained times; `caption_dropout`; `hint_weight`; and the network's."""
 
     grid_steps: int = 1000
     caption_dropout: float = 0.0
+    hint_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hint_weight and not isinstance(self.adapter, ControlNetAdapter | None):
+            raise ValueError(f"hint_weight={self.hint_weight} trains a ControlNet's embedding: with another adapter, 0")
 
     def loss(
         self, params: Params, frozen: Frozen, batch: Batch, rng: jax.Array, step: jax.Array
@@ -46,6 +55,8 @@ class ConditionalDiffusion(ConditionalNetwork):
         if self.caption_dropout:
             dropped = jax.random.bernoulli(drop_rng, self.caption_dropout, (x.shape[0], 1, 1))
             context = jnp.where(dropped, frozen["null_context"], context)
+            nothing = self._null_added_cond(frozen, added_cond)
+            added_cond = jax.tree.map(lambda null, own: jnp.where(dropped[..., 0], null, own), nothing, added_cond)
         grid = jnp.asarray(trailing_grid(self.grid_steps, self.schedule.num_timesteps))
         t = grid[jax.random.randint(time_rng, x.shape[:1], 0, self.grid_steps)]
         at = self.schedule.at(t)
@@ -57,7 +68,11 @@ class ConditionalDiffusion(ConditionalNetwork):
         target = getattr(predictor("x0"), self.model.prediction)(x, z_t, at)
         loss = jnp.mean(l2(target, out))
         x_hat = predictor(self.model.prediction).x0(out, z_t, at)
-        return loss, {"reconstruction": jnp.mean(l2(x, x_hat))}
+        metrics = {"reconstruction": jnp.mean(l2(x, x_hat))}
+        if self.hint_weight:
+            metrics["hint"] = jnp.mean(self.hint_error(params, frozen, hint, x))
+            loss += self.hint_weight * metrics["hint"]
+        return loss, metrics
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -1,4 +1,4 @@
-"""Conditional fine-tuning: the loss by hand, which times are drawn, whose captions go, and what guidance does."""
+"""Conditional fine-tuning: the loss by hand, times drawn, captions dropped, the embedding regressed, guidance."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ import pytest
 from sdd_jax.diffusion.parameterization import PREDICTIONS
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import trailing_grid
-from sdd_jax.models.adapters import NoAdapter
+from sdd_jax.models.adapters import ControlNetAdapter, NoAdapter
 from sdd_jax.objectives.conditional import ConditionalDiffusion
 from sdd_jax.types import ModelBundle, Residuals
 
@@ -120,3 +120,52 @@ def test_guided_predictions_keep_the_image_condition_in_both_branches(batch):
     np.testing.assert_allclose(found, 4.0 + 0.5 * batch["condition"], rtol=1e-5, atol=1e-5)
     plain = method.pretrained(readable, z, t, text, jnp.float32(3.0))
     np.testing.assert_allclose(plain, 4.0, rtol=1e-6)
+
+
+def test_a_dropped_caption_loses_its_pooled_state_too(batch):
+    """SDXL's second reading of the prompt: the same samples lose both, and all keep their sizes."""
+    seen = []
+
+    def denoise(params, z, t, context, *, added_cond=None, residuals=None):
+        seen.append((np.asarray(context), jax.tree.map(np.asarray, added_cond)))
+        return z
+
+    model = dataclasses.replace(make_model(denoise), sample_size=16, downsampling=4)
+    many = {name: jnp.tile(value, (50, *[1] * (value.ndim - 1))) for name, value in batch.items()}
+    many["pooled"] = jnp.ones((len(many["image"]), 7))
+    frozen = {**FROZEN, "null_pooled": jnp.full((1, 7), -1.0)}
+    method = ConditionalDiffusion(model=model, adapter=Echo(), caption_dropout=0.25)
+    method.loss(PARAMS, frozen, many, jax.random.key(1), jnp.asarray(0))
+    ((context, added),) = seen
+    dropped = np.all(context == 9.0, axis=(1, 2))
+    assert 0 < dropped.sum() < len(dropped)
+    np.testing.assert_array_equal(added["text_embeds"], np.where(dropped[:, None], -1.0, np.ones((1, 7))))
+    np.testing.assert_array_equal(added["time_ids"], np.tile([64.0, 64, 0, 0, 64, 64], (len(dropped), 1)))
+
+
+class Embedding(ControlNetAdapter):
+    """A ControlNet whose embedding is a constant."""
+
+    def prepare(self, frozen, condition):
+        return condition
+
+    def embed(self, params, hint):
+        return jnp.full((*hint.shape[:3], 5), params["gain"])
+
+    def residuals(self, params, hint, z_t, t, context, added_cond=None):
+        return None
+
+
+def test_the_embedding_is_regressed_as_ccds_is(batch):
+    """All of an all-zero embedding is missed, |0 - K x|^2 / |K x|^2 = 1; with the weight 0 nothing is added."""
+    kernel = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3, 2, 5)), jnp.float32)
+    frozen = {**FROZEN, "teacher": {"unet": {**FROZEN["teacher"]["unet"], "conv_in": {"kernel": kernel}}}}
+    params = {**PARAMS, "adapter": {"gain": jnp.zeros(())}}
+    losses = {}
+    for weight in (0.0, 0.5):
+        method = ConditionalDiffusion(model=make_model(), adapter=Embedding(config={}), hint_weight=weight)
+        losses[weight], metrics = method.loss(params, frozen, batch, jax.random.key(1), jnp.asarray(0))
+        assert ("hint" in metrics) == bool(weight)
+    np.testing.assert_allclose(losses[0.5] - losses[0.0], 0.5, atol=1e-5)
+    with pytest.raises(ValueError, match="hint_weight=1.0 trains a ControlNet's embedding"):
+        ConditionalDiffusion(model=make_model(), adapter=Echo(), hint_weight=1.0)
