@@ -8,11 +8,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from sdd_jax.config import defaults_of
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.prompts import literal, prompted
 from sdd_jax.data.records import PortraitSource
-from sdd_jax.data.sources.images import ImageOptions, augmented, open_source
+from sdd_jax.data.sources.images import augmented, open_source
 from sdd_jax.jobs.sdd.data import EditData, Parts, first_images
 from sdd_jax.jobs.streams.latents import encoded_portraits
 from sdd_jax.jobs.streams.portraits import stream_of
@@ -54,12 +53,11 @@ def latent_parts(
     def export(params: Params, directory: Path) -> None:
         save_translator(translator, params, {"vae": frozen["vae"], **frozen["text"]}, [data.prompt], directory)
 
-    left_out = {**defaults_of(ImageOptions), "prompt": data.prompt}
     return Parts(
         manipulator=LatentManipulator(model=bundle, translator=translator, reencode=chosen.reencode),
         frozen={**frozen, "phrase": (bundle.tokenize(phrase), ids_2)},
         images=data.open,
-        made_of={key: value for key, value in dataclasses.asdict(data).items() if value != left_out.get(key)},
+        made_of=data.facts,
         stream=stream,
         export=export,
         examples=lambda count: first_images(data.open(), count),

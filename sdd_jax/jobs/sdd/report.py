@@ -101,9 +101,15 @@ def manipulated(run: Run, pairs: EditPairs) -> tuple[np.ndarray, float]:
 
 
 def edited(
-    method: str, model: ModelBundle, frozen: Frozen, pairs: EditPairs, options: Mapping[str, Any], seed: int
+    method: str,
+    model: ModelBundle,
+    frozen: Frozen,
+    pairs: EditPairs,
+    options: Mapping[str, Any],
+    seed: int,
+    timed: bool = True,
 ) -> tuple[np.ndarray, float, float]:
-    """(edits of the pairs' images by an editing method, F for one image, seconds for one image)."""
+    """(edits of the pairs' images by an editing method, F for one image, seconds for one image: nan if not timed)."""
     counts = []
 
     def once(chosen: np.ndarray) -> np.ndarray:
@@ -122,7 +128,7 @@ def edited(
         return result.image
 
     images = _in_parts(once, len(pairs.image))
-    return images, counts[0], measure_seconds(lambda: once(np.arange(1)))
+    return images, counts[0], measure_seconds(lambda: once(np.arange(1))) if timed else math.nan
 
 
 def report(workdir: Path, flags: ReportFlags) -> str:

@@ -1,11 +1,23 @@
 """What the rows of SDD's tables measure (`tables/sdd.py`): manipulators, editors, timesteps' scores, costs.
 
 Each is an evaluation in the sense of `tables.types`: (workdir or None, sampling seed, options) -> {metric: value}.
+
+| metric | of | what |
+| --- | --- | --- |
+| success .. clip_image | all | against exact counterfactuals and the world's CLIP (`evals.editing`, `.directional`) |
+| evaluations, seconds | all | F and time of one image, compiled and warm |
+| training | manipulators | tau_train of eq. 14, s: steps at the run's median speed |
+| mean_hqs, mean_t, timesteps | SDD | of the timesteps trained on: mean score, mean, how many |
+| hqs@t, H@t, N@t, agreement | scores | means of two disjoint sets of images, and their rank correlation |
+| seconds_M, break_even_M | cost | of an editor M timed in the same process, images from which on training pays (15) |
+
+A manipulator's row also leaves `evaluation/before_after.png` in its workdir: pictures, edits, exact answers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +26,20 @@ from typing import Any
 import numpy as np
 
 from sdd_jax.config import validate
-from sdd_jax.data import portraits
-from sdd_jax.data.edit_pairs import edit_pairs
+from sdd_jax.data.edit_pairs import EditPairs, edit_pairs
 from sdd_jax.data.prompts import edit_of
-from sdd_jax.data.records import PortraitSource
-from sdd_jax.evals.instruments import Instruments
+from sdd_jax.evals.edit_cost import EditCost
+from sdd_jax.evals.instruments import autoencoded
+from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.methods import frozen_of
+from sdd_jax.jobs.sdd.data import EditData
 from sdd_jax.jobs.sdd.hqs import job_search, rank_correlation
 from sdd_jax.jobs.sdd.report import (
+    BATCH,
     COLUMNS,
+    EDITORS,
+    SHOWN,
+    Run,
     edited,
     manipulated,
     measures,
@@ -33,8 +50,10 @@ from sdd_jax.jobs.sdd.report import (
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models.load import load
 from sdd_jax.objectives.hqs import HQSOptions
+from sdd_jax.objectives.sdd import SDD
 
 Metrics = dict[str, float]
+_log = logging.getLogger("sdd_jax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,14 +65,27 @@ class ManipulatorOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EditorOptions(ManipulatorOptions):
+class AnswerOptions(ManipulatorOptions):
+    """The exact answers to a prompt's edit."""
+
+    prompt: str
+    model: str = "portraits"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditorOptions(AnswerOptions):
     """An editing method on a prompt's edit. strengths: of SDEdit, one point `metric@strength` each; (): its default."""
 
     method: str
-    prompt: str
     steps: int = 50
     strengths: tuple[float, ...] = ()
-    model: str = "portraits"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CostOptions:
+    """steps: of the editors that a manipulator is timed against."""
+
+    steps: int = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,24 +98,45 @@ class ScoreOptions:
 
 
 def manipulator(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
-    """A trained manipulator on held-out portraits: edit metrics, CLIP scores, seconds for one image, tau_train."""
+    """A trained manipulator on held-out portraits; draws its pictures of before, after and the exact answer."""
     assert workdir is not None
     asked = validate(options, ManipulatorOptions, "options")
     run = open_manipulator(workdir)
     pairs = edit_pairs([run.edit], asked.samples)
     images, seconds = manipulated(run, pairs)
-    trained = training_seconds(workdir, run.step, run.job.batch_size)
+    shown = {"before": pairs.image, "after": images, "exact answer": pairs.counterfactual}
+    grid = workdir / "evaluation" / "before_after.png"
+    write_grid(grid, [rows[:SHOWN] for rows in shown.values()], list(shown))
+    _log.info("before, after, exact answer: %s", grid)
     found = {
         **_measured(asked.world, pairs, images),
+        **_timesteps(run),
         "evaluations": run.evaluations,
         "seconds": seconds,
-        "training": trained,
+        "training": training_seconds(workdir, run.step, run.job.batch_size),
     }
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    return _finite(found)
+
+
+def cost(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
+    """The cost model (eqs. 13-15), all times but the training's taken in this process, one image at a time."""
+    assert workdir is not None
+    asked = validate(options, CostOptions, "options")
+    run = open_manipulator(workdir)
+    pairs = edit_pairs([run.edit], 1)
+    _, one_pass = manipulated(run, pairs)
+    trained = training_seconds(workdir, run.step, run.job.batch_size)
+    found = {"evaluations": run.evaluations, "seconds": one_pass, "training": trained}
+    for method in EDITORS.values():
+        model, frozen = run.manipulator.model, run.job.frozen
+        _, count, seconds = edited(method, model, frozen, pairs, {"steps": asked.steps}, seed)
+        pays = EditCost(train=trained, manipulator=one_pass, editor=seconds).break_even
+        found |= {f"seconds_{method}": seconds, f"evaluations_{method}": count, f"break_even_{method}": pays}
+    return _finite(found)
 
 
 def editor(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
-    """An iterative editor of the untrained teacher on the same portraits."""
+    """An iterative editor of the untrained teacher on the same portraits; a curve of strengths is not timed."""
     asked = validate(options, EditorOptions, "options")
     bundle, params = load(asked.model)
     frozen = frozen_of(bundle, params)
@@ -91,37 +144,61 @@ def editor(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metri
     found: Metrics = {}
     for strength in asked.strengths or (None,):
         settings = {"steps": asked.steps, **({} if strength is None else {"strength": strength})}
-        images, count, seconds = edited(asked.method, bundle, frozen, pairs, settings, seed)
-        measured = {**_measured(asked.world, pairs, images), "evaluations": count, "seconds": seconds}
+        images, count, seconds = edited(asked.method, bundle, frozen, pairs, settings, seed, timed=not asked.strengths)
+        measured = _finite({**_measured(asked.world, pairs, images), "evaluations": count, "seconds": seconds})
         at = "" if strength is None else f"@{strength:g}"
         found |= {f"{name}{at}": value for name, value in measured.items()}
     return found
 
 
+def answer(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
+    """The exact answers through the autoencoder: the most that a method on its latents can reach."""
+    asked = validate(options, AnswerOptions, "options")
+    bundle, params = load(asked.model)
+    pairs = edit_pairs([edit_of(asked.prompt)], asked.samples)
+    return _measured(asked.world, pairs, autoencoded(bundle, params["vae"], pairs.counterfactual, BATCH))
+
+
 def scores(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
-    """HQS, H and N of every timestep, and `agreement`, the rank correlation of two disjoint sets of images."""
+    """HQS, H and N of every timestep over two disjoint sets of images, and `agreement`, how alike the two rank them."""
     asked = validate(options, ScoreOptions, "options")
     bundle, params = load(asked.model)
-    frozen, source = frozen_of(bundle, params), PortraitSource("train", _all(), cached=False)
+    data, frozen = EditData(prompt=asked.prompt), frozen_of(bundle, params)
     both = [
         job_search(
-            bundle, frozen, source, asked.prompt,
-            validate({**asked.search, "seed": 2 * seed + half}, HQSOptions, "options.search"), {"split": "train"},
+            bundle, frozen, data.open(), asked.prompt,
+            validate({**asked.search, "seed": 2 * seed + half}, HQSOptions, "options.search"), data.facts,
         )
         for half in (0, 1)
     ]  # fmt: skip
     found = {"agreement": rank_correlation(*(np.asarray(one.hqs) for one in both))}
     for name in ("hqs", "H", "N"):
-        found |= {f"{name}@{t}": value for t, value in zip(both[0].t, getattr(both[0], name), strict=True)}
+        means = np.mean([getattr(one, name) for one in both], axis=0)
+        found |= {f"{name}@{t}": float(value) for t, value in zip(both[0].t, means, strict=True)}
     return found
 
 
-def _measured(world: str, pairs: Any, images: np.ndarray) -> Metrics:
+def _timesteps(run: Run) -> Metrics:
+    """What SDD trained on, by the scores of the config's search, which the cache has from the run or makes now."""
+    objective, config = run.job.objective, run.job.config
+    if not isinstance(objective, SDD):
+        return {}
+    fields = [field.name for field in dataclasses.fields(EditData)]
+    data = validate({name: config.data[name] for name in fields if name in config.data}, EditData, "config.data")
+    options = validate(config.search, HQSOptions, "config.search")
+    search = job_search(objective.model, run.job.frozen, data.open(), data.prompt, options, data.facts)
+    known = dict(zip(search.t, search.hqs, strict=True))
+    scored = [known[t] for t in objective.timesteps if t in known]
+    found = {"timesteps": float(len(objective.timesteps)), "mean_t": float(np.mean(objective.timesteps))}
+    return {**found, "mean_hqs": float(np.mean(scored))} if scored else found
+
+
+def _measured(world: str, pairs: EditPairs, images: np.ndarray) -> Metrics:
     directory = world_directory(world)
-    instruments: Instruments = read_instruments(directory)
+    instruments = read_instruments(directory)
     found = measures(instruments, world_scorer(directory, instruments), pairs, images)
     return {name: value for name, value in found.items() if name in COLUMNS and value is not None}
 
 
-def _all() -> int:
-    return len(portraits.split_indices("train"))
+def _finite(found: Mapping[str, float]) -> Metrics:
+    return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -1,0 +1,89 @@
+"""Checks along curves `metric@x`, where x makes a method stronger: editors compared where they succeed equally often.
+
+An editor that changes nothing keeps everything, so fidelity says nothing without success beside it. `at_equal` reads
+both rows at one level of success, the lower one of their highest, each on straight lines between its own points; where
+a path meets the level more than once, each row counts at its best. A row without points `@x` is a single point, read as
+it is. The evidence says at which level each row was read, for a curve that starts above it, or a single point, cannot
+be read lower.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sdd_jax.tables.claims import Unmeasured, read
+from sdd_jax.tables.types import Check, Measured, Stat, Verdict
+
+LEAST = 0.1
+
+
+class Point(NamedTuple):
+    """Of a row at some x: the level it reaches and the metric there."""
+
+    level: Stat
+    value: Stat
+
+
+def at_equal(metric: str, best: str, rest: str, *, better: str, level: str = "success", least: float = LEAST) -> Check:
+    """`best` beats `rest` in `metric`, by more than the seeds' spread, where both reach the same `level`.
+
+    least: where one of them stays below this level there is nothing to compare, and the claim is null.
+    """
+    sign = {"higher": 1, "lower": -1}[better]
+
+    def decide(measured: Measured) -> Verdict:
+        curves = [curve(measured, row, level, metric) for row in (best, rest)]
+        highest = [max(point.level.mean for point in points) for points in curves]
+        if min(highest) < least:
+            low = (best, rest)[highest.index(min(highest))]
+            raise Unmeasured(f"{low} reaches {level} {min(highest):.3g} at most, asked {least:g}: nothing to compare")
+        one, other = (read_at(points, min(highest), sign) for points in curves)
+        lead, spread = sign * (one.value.mean - other.value.mean), math.hypot(one.value.spread, other.value.spread)
+        shown = (
+            f"{row} {point.value.mean:.4g} at {level} {point.level.mean:.3g}"
+            for row, point in ((best, one), (rest, other))
+        )
+        return Verdict(lead > spread, f"{metric} ({better} is better): {', '.join(shown)}; seeds' spread {spread:.2g}")
+
+    return Check((best, rest), decide)
+
+
+def levels_off(metric: str, row: str, first: str, middle: str, last: str) -> Check:
+    """Along x the row's metric rises from `first` to `middle`, and by more than from `middle` to `last`."""
+
+    def decide(measured: Measured) -> Verdict:
+        a, b, c = (read(measured, row, f"{metric}@{x}") for x in (first, middle, last))
+        early, late, spread = b.mean - a.mean, c.mean - b.mean, math.hypot(a.spread, b.spread, c.spread)
+        return Verdict(
+            early > spread and early - late > spread,
+            f"{row}: {metric} {a} at {first}, {b} at {middle}, {c} at {last}; seeds' spread {spread:.2g}",
+        )
+
+    return Check((row,), decide)
+
+
+def curve(measured: Measured, row: str, level: str, metric: str) -> list[Point]:
+    """A row's points in the order of x; a row without any is one point. Raises Unmeasured where it has neither."""
+    stats = measured[row]
+    xs = [name.partition("@")[2] for name in stats if name.startswith(f"{level}@")]
+    found = sorted((x for x in xs if f"{metric}@{x}" in stats), key=float)
+    if not found:
+        return [Point(read(measured, row, level), read(measured, row, metric))]
+    return [Point(stats[f"{level}@{x}"], stats[f"{metric}@{x}"]) for x in found]
+
+
+def read_at(points: Sequence[Point], level: float, sign: int = 1) -> Point:
+    """The best value (the largest, or with sign -1 the least) on a path at a level; off the path, its nearest point."""
+    met = [point for point in points if point.level.mean == level]
+    for a, b in itertools.pairwise(points):
+        if (a.level.mean - level) * (b.level.mean - level) < 0:
+            share = (level - a.level.mean) / (b.level.mean - a.level.mean)
+            value = a.value.mean + share * (b.value.mean - a.value.mean)
+            spread, runs = max(a.value.spread, b.value.spread), min(a.value.runs, b.value.runs)
+            met.append(Point(Stat(level, 0.0, runs), Stat(value, spread, runs)))
+    if not met:
+        return min(points, key=lambda point: abs(point.level.mean - level))
+    return max(met, key=lambda point: sign * point.value.mean)
