@@ -208,7 +208,7 @@ def test_a_manipulators_row_measures_and_draws(finished, tiny_world, monkeypatch
         sdd_tables, "write_grid", lambda path, rows, labels: drawn.update(zip(labels, rows, strict=True))
     )
     found = sdd_tables.manipulator(finished, 0, {"samples": 2, "world": str(tiny_world)})
-    assert {*EDITED, "clip_score", "clip_directional", "seconds", "training"} <= {*found, "psnr_outside"}
+    assert {*EDITED, "clip_score", "clip_directional", "seconds"} <= {*found, "psnr_outside"}
     assert (found["evaluations"], found["timesteps"], found["mean_t"]) == (1, 2, 600)
     assert found["mean_hqs"] == pytest.approx(0.35), "of timesteps 500 and 700"
     assert seen[0][1] == EditData(prompt=PROMPTS["angry"], count=4).facts
