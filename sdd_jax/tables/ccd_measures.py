@@ -1,16 +1,20 @@
-"""Evaluations of CCD's tables: a run's samples of held-out portraits, by number of steps and solver.
+"""The evaluation of CCD's tables: pictures of held-out portraits, a run's or what they are compared with, by steps.
 
-`restoration` measures super-resolution, `conditional` the other conditions. Beside what `evals` measures, restoration
-has two figures of how outputs look, each the outputs' over the originals' (1 is right):
+Beside what `evals.restoration` and `evals.conditional` measure there are
 
-    saturation   mean over pixels of max - min over the channels
-    sharpness    mean absolute difference of neighbouring pixels
+    saturation      mean over pixels of max - min over the channels, the outputs' over the originals' (1 is right)
+    sharpness       mean absolute difference of neighbouring pixels, likewise
+    train_samples   samples that the run was trained on, in thousands, with those of all runs before it
+    lpips           of super-resolution, where its weights are given
+
+PSNR is left out where a picture equals its truth, as a copy of the condition may.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,76 +23,92 @@ import jax
 import numpy as np
 
 from sdd_jax.config import validate
-from sdd_jax.data import portraits
-from sdd_jax.evals.instruments import in_batches
-from sdd_jax.evals.restoration import restoration_metrics
+from sdd_jax.evals.instruments import autoencoded, in_batches
 from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
-from sdd_jax.jobs.ccd.data import heldout_rows, read_data
-from sdd_jax.jobs.ccd.report import condition_of, evaluate, rival_portraits, sample_all
+from sdd_jax.jobs.ccd.report import Heldout, copied, measured, open_heldout, sample_all, taught
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models.lpips import load_lpips, lpips
-from sdd_jax.objectives.network import ConditionalNetwork
-from sdd_jax.runs import open_run, read_config
+from sdd_jax.runs import read_config
+
+BATCH = 32
+OUTPUTS = ("model", "condition", "teacher", "autoencoder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RestorationOptions:
-    """Options of a super-resolution row.
+class Options:
+    """Options of a row.
 
-    steps: one number of sampling steps, or several: then metrics are named `metric@steps`.
-    solver: as `make_sampler`, '' for the method's own. samples: held-out portraits.
+    output: what is measured: the `model`'s samples; the `condition`, copied; the `teacher`'s samples without the
+        condition; the truth through the `autoencoder`.
+    steps: one number of sampling steps, or several: then metrics are named `metric@steps`. Of model and teacher.
+    solver, guidance: of the model; as `make_sampler`, '' and None for the method's own.
+    samples: held-out portraits.
     lpips: files of VGG16 and of the lpips package's linear layers; none: LPIPS is not measured.
     world: whose instruments measure.
     """
 
-    steps: int | tuple[int, ...]
+    output: str = "model"
+    steps: int | tuple[int, ...] = ()
     solver: str = ""
+    guidance: float | None = None
     samples: int = 256
     lpips: tuple[str, ...] = ()
     world: str = "portraits"
 
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise ValueError(f"output={self.output!r} is not known; use {', '.join(OUTPUTS)}")
+        if bool(self.steps) != (self.output in ("model", "teacher")):
+            raise ValueError(f"output={self.output!r} with steps={self.steps}: model and teacher are sampled, in steps")
+        if self.output != "model" and (self.solver or self.guidance is not None):
+            raise ValueError(f"output={self.output!r} has no solver and no guidance: leave them out")
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConditionalOptions:
-    """Options of a row of another condition; as `RestorationOptions`."""
 
-    steps: int
-    samples: int = 256
-    world: str = "portraits"
-
-
-def restoration(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
-    """Measures a super-resolution run of CCD or a baseline; metrics as in `evals.restoration`, and the two above."""
-    wanted = validate(options, RestorationOptions, "options")
+def heldout(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
+    """Measures a run of CCD or a baseline, of any condition, as `Options` say; seed is the sampling noise's."""
+    wanted = validate(options, Options, "options")
     assert workdir is not None
-    config = read_config(workdir)
-    data, condition = read_data({"data": config.data, "condition": condition_of(workdir)})
     instruments = read_instruments(world_directory(wanted.world))
-    job, params, _ = open_run(workdir)
-    assert isinstance(job.objective, ConditionalNetwork)
-    rows = heldout_rows(data, job.objective.model, wanted.samples, condition)
-    labels = np.stack([portraits.labels(portraits.portrait(i).attributes) for i in rows["index"]])
-    rivals = np.stack([rival_portraits(int(i)) for i in rows["index"]])
-    sampler = make_sampler(job.objective, wanted.solver, default_start(condition))
-    found: dict[str, float] = {}
-    single = isinstance(wanted.steps, int)
-    for n in (wanted.steps,) if isinstance(wanted.steps, int) else wanted.steps:
-        images = np.clip(sample_all(sampler, params, job.frozen, rows, n, seed, batch=32), -1.0, 1.0)
-        metrics = restoration_metrics(instruments, images, rows["image"], labels, rivals)
-        metrics |= appearance(images, rows["image"])
+    found = open_heldout(workdir, wanted.samples)
+    metrics: dict[str, float] = {}
+    pictures = outputs(found, wanted, seed)
+    for at, values in measured(instruments, pictures, found).items():
+        values = values | appearance(pictures[at], found.rows["image"])
         if wanted.lpips:
-            metrics["lpips"] = mean_lpips(images, rows["image"], *wanted.lpips)
-        found |= {name if single else f"{name}@{n}": value for name, value in metrics.items()}
-    return found
+            values["lpips"] = mean_lpips(pictures[at], found.rows["image"], *wanted.lpips)
+        if math.isinf(values["psnr"]):
+            del values["psnr"]
+        metrics |= {name + at: value for name, value in values.items()}
+    if wanted.output == "model":
+        metrics["train_samples"] = trained_samples(workdir) / 1000
+    return metrics
 
 
-def conditional(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
-    """Measures a run of any condition with its own sampler in `steps` steps; metrics as in `evals.conditional`."""
-    wanted = validate(options, ConditionalOptions, "options")
-    assert workdir is not None
-    rows = evaluate(workdir, wanted.samples, (wanted.steps,), seed, world=wanted.world)
-    (own,) = [name for name in rows if name.endswith(f", {wanted.steps} step{'s' * (wanted.steps > 1)}")]
-    return rows[own]
+def outputs(found: Heldout, wanted: Options, seed: int) -> dict[str, np.ndarray]:
+    """Pictures f32[n,H,W,3] in [-1, 1], by what their metrics' names end in: '' or '@steps'."""
+    if not wanted.steps:
+        own = copied(found) if wanted.output == "condition" else _reconstructed(found)
+        return {"": np.clip(own, -1.0, 1.0)}
+    sampler = make_sampler(found.objective, wanted.solver, default_start(found.condition))
+
+    def samples(n: int) -> np.ndarray:
+        if wanted.output == "teacher":
+            return taught(found, n, seed, BATCH)
+        return sample_all(sampler, found.params, found.job.frozen, found.rows, n, seed, BATCH, wanted.guidance)
+
+    counts = {"": wanted.steps} if isinstance(wanted.steps, int) else {f"@{n}": n for n in wanted.steps}
+    return {at: np.clip(samples(n), -1.0, 1.0) for at, n in counts.items()}
+
+
+def _reconstructed(found: Heldout) -> np.ndarray:
+    return autoencoded(found.objective.model, found.job.frozen["vae"], found.rows["image"], BATCH)
+
+
+def trained_samples(workdir: Path) -> int:
+    """Samples that a finished run has seen, those of the runs it started from included."""
+    config = read_config(workdir)
+    before = config.get("teacher", {}).get("workdir", "")
+    return config.steps * config.batch_size + (trained_samples(Path(before)) if before else 0)
 
 
 def appearance(outputs: np.ndarray, originals: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """Evaluation of CCD and its baselines on held-out portraits: a table, `metrics.json` and a grid, by condition.
 
-Rows: the condition itself where it is a picture (what copying gives), the teacher without the condition, the model in
-each number of steps (fine-tuned models with several solvers), and the truth through the autoencoder, which no latent
-model can beat. The measures are those of `evals.restoration` (super-resolution) and `evals.conditional`.
+Rows: what copying the condition gives, the teacher without the condition, the model in each number of steps (fine-tuned
+models with several solvers), and the truth through the autoencoder, which no latent model can beat. The measures are
+those of `evals.restoration` (super-resolution) and `evals.conditional`; edits have one more:
+
+    exact    share of outputs of which all attributes read as asked, the edited one and the kept: a copy has none
 """
 
 from __future__ import annotations
@@ -11,18 +13,19 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from sdd_jax.data import portraits
-from sdd_jax.data.conditions import draw_edit
+from sdd_jax.data.conditions import Edit, composite, draw_edit
 from sdd_jax.data.records import to_float
 from sdd_jax.evals import conditional
 from sdd_jax.evals.instruments import Instruments, autoencoded
-from sdd_jax.evals.restoration import COLUMNS, restoration_metrics, table
+from sdd_jax.evals.restoration import restoration_metrics, table
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.ccd.conditional import (
@@ -54,6 +57,10 @@ RIVALS = 63
 SHOWN = 8
 NAMES = {"ccd": "CCD", "finetune": "fine-tuned", "cm": "CM", "gd": "GD"}
 SOLVER_NAMES = {"dpm_solver": "DPM-Solver", "dpm_solver_pp": "DPM-Solver++"}
+COPIES = {"superres": "bicubic", "inpaint": "hole filled"}
+"""What the condition is called as an output."""
+WITH_TEACHER = ("depth", "canny", "inpaint", "none")
+"""Tasks whose prompt is the picture's caption, which the teacher understands too."""
 _log = logging.getLogger("sdd_jax")
 
 Rows = dict[str, np.ndarray]
@@ -63,6 +70,51 @@ def report(workdir: Path, flags: ReportFlags) -> str:
     """Evaluates a run as `python -m sdd_jax.evaluate` asks; returns the table."""
     rows = evaluate(workdir, flags.samples, flags.steps, flags.seed, world=flags.world, guidance=flags.guidance)
     return table(rows, tuple(next(iter(rows.values()))))
+
+
+class Heldout(NamedTuple):
+    """A run, and the portraits that it is measured on: `rows` of the data, their attributes `labels` i32[n,a]."""
+
+    job: Job
+    params: Params
+    step: int
+    condition: ConditionConfig
+    rows: Rows
+    labels: np.ndarray
+
+    @property
+    def objective(self) -> ConditionalNetwork:
+        """The run's network."""
+        assert isinstance(self.job.objective, ConditionalNetwork)
+        return self.job.objective
+
+    @property
+    def edits(self) -> list[Edit]:
+        """What each row of instructed editing asks for."""
+        return [draw_edit(int(index), heldout_rng(i)) for i, index in enumerate(self.rows["index"])]
+
+
+def open_heldout(workdir: Path, samples: int) -> Heldout:
+    """Reads a run and makes the first `samples` held-out portraits with its condition.
+
+    Raises:
+        ValueError: a number of samples that there is not, or a run on other data.
+    """
+    available = len(portraits.split_indices("heldout"))
+    if not 2 <= samples <= available:
+        raise ValueError(f"--samples={samples}: evaluate takes 2 to {available} held-out portraits")
+    config = read_config(workdir)
+    data, condition = read_data({"data": config.data, "condition": condition_of(workdir)})
+    if data.source != "portraits":
+        raise ValueError(f"--workdir={workdir} is a run on {data.path}: evaluate measures runs on portraits")
+    job, params, step = open_run(workdir)
+    assert isinstance(job.objective, ConditionalNetwork)
+    if condition.task == "none":
+        data = dataclasses.replace(data, captions="full")
+    rows = heldout_rows(data, job.objective.model, samples, condition)
+    labels = np.stack([portraits.labels(portraits.portrait(i).attributes) for i in rows["index"]])
+    _log.info("%s, step %d, on %d held-out portraits", job.name, step, samples)
+    return Heldout(job, params, step, condition, rows, labels)
 
 
 def evaluate(
@@ -79,42 +131,61 @@ def evaluate(
     steps, guidance: numbers of steps and guidance scales to sample with; none: the method's own.
     world: the directory whose instruments measure, or "portraits".
     """
-    available = len(portraits.split_indices("heldout"))
-    if not 2 <= samples <= available:
-        raise ValueError(f"--samples={samples}: evaluate takes 2 to {available} held-out portraits")
-    config = read_config(workdir)
-    data, condition = read_data({"data": config.data, "condition": condition_of(workdir)})
-    if data.source != "portraits":
-        raise ValueError(f"--workdir={workdir} is a run on {data.path}: evaluate measures runs on portraits")
+    heldout = open_heldout(workdir, samples)
     instruments = read_instruments(world_directory(world))
-    job, params, step = open_run(workdir)
-    objective = job.objective
-    assert isinstance(objective, ConditionalNetwork)
-    _log.info("%s, step %d, on %d held-out portraits", job.name, step, samples)
-    if condition.task == "none":
-        data = dataclasses.replace(data, captions="full")
-    rows = heldout_rows(data, objective.model, samples, condition)
-
-    outputs: Rows = {}
-    if "condition" in rows and condition.task != "inpaint":
-        outputs["bicubic" if condition.task == "superres" else "condition"] = rows["condition"]
-    if isinstance(objective, CCD) and condition.task in ("depth", "canny", "none"):
-        outputs |= _teacher_rows(job, rows, condition, seed, batch)
-    outputs |= _model_rows(job, params, rows, condition, steps, guidance, seed, batch)
-    outputs["autoencoder"] = autoencoded(objective.model, job.frozen["vae"], rows["image"], batch)
-    labels = np.stack([portraits.labels(portraits.portrait(i).attributes) for i in rows["index"]])
-    measure = _restoration if condition.task == "superres" else _conditional
-    metrics = measure(instruments, outputs, rows, labels, condition)
-
-    first = {} if "condition" not in rows else {"condition": condition_images(rows["condition"])}
-    if condition.task == "superres":
-        first = {"degraded": rows["condition"][:, 2::4, 2::4].repeat(4, 1).repeat(4, 2)}
-    shown = {**first, **outputs, "truth": rows["image"]}
+    outputs = draw(heldout, steps, seed, batch, guidance)
+    metrics = measured(instruments, outputs, heldout)
     directory = workdir / "evaluation"
-    write_grid(directory / "grid.png", [x[:SHOWN] for x in shown.values()], list(shown))
-    found = {"workdir": str(workdir), "step": step, "samples": samples, "seed": seed, "rows": metrics}
+    show(heldout, outputs, directory / "grid.png")
+    found = {"workdir": str(workdir), "step": heldout.step, "samples": samples, "seed": seed, "rows": metrics}
     (directory / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
     return metrics
+
+
+def show(heldout: Heldout, outputs: Rows, path: Path) -> None:
+    """Writes a grid of the first portraits: condition, outputs, truth; of edits with the value that is asked for."""
+    task, rows = heldout.condition.task, heldout.rows
+    first = {} if "condition" not in rows else {"condition": condition_images(rows["condition"])}
+    if task == "superres":
+        first = {"degraded": rows["condition"][:, 2::4, 2::4].repeat(4, 1).repeat(4, 2)}
+    shown = {**first, **outputs, "truth": rows["image"]}
+    columns = [edit.new for edit in heldout.edits[:SHOWN]] if task == "edit" else ()
+    write_grid(path, [images[:SHOWN] for images in shown.values()], list(shown), columns)
+
+
+def draw(heldout: Heldout, steps: Sequence[int], seed: int, batch: int, guidance: Sequence[float]) -> Rows:
+    """All pictures that `evaluate` measures, by the names of their rows."""
+    outputs: Rows = {}
+    if "condition" in heldout.rows:
+        outputs[COPIES.get(heldout.condition.task, "condition")] = copied(heldout)
+    if isinstance(heldout.objective, CCD) and heldout.condition.task in WITH_TEACHER:
+        many = (*STEPS, TEACHER_STEPS) if heldout.condition.task == "none" else (TEACHER_STEPS,)
+        for n in many:
+            name = f"teacher, {n} step{'s' * (n > 1)}, w = {TEACHER_GUIDANCE:g}"
+            outputs[name] = taught(heldout, n, seed, batch)
+    outputs |= _model_rows(heldout.job, heldout.params, heldout.rows, heldout.condition, steps, guidance, seed, batch)
+    vae = heldout.job.frozen["vae"]
+    return {**outputs, "autoencoder": autoencoded(heldout.objective.model, vae, heldout.rows["image"], batch)}
+
+
+def copied(heldout: Heldout) -> np.ndarray:
+    """The condition as a picture f32[n,H,W,3], what copying gives; a hole is filled with the mean of the rest."""
+    condition = heldout.rows["condition"]
+    shown = condition_images(condition)
+    if heldout.condition.task != "inpaint":
+        return shown
+    known = condition[..., 3:] <= 0
+    mean = np.sum(shown, (1, 2), keepdims=True, where=known) / np.sum(known, (1, 2), keepdims=True)
+    return np.where(known, shown, mean)
+
+
+def taught(heldout: Heldout, steps: int, seed: int, batch: int) -> np.ndarray:
+    """The teacher's samples f32[n,H,W,3] of the same prompts without the condition; of inpainting, in the hole."""
+    plain = ConditionalDiffusion(model=heldout.objective.model, adapter=NoAdapter(), train_unet=False)
+    blind = {name: value for name, value in heldout.rows.items() if name != "condition"}
+    sampler, frozen = make_sampler(plain), heldout.job.frozen
+    images = sample_all(sampler, {"adapter": {}}, frozen, blind, steps, seed, batch, TEACHER_GUIDANCE)
+    return composite(images, heldout.rows["condition"]) if heldout.condition.task == "inpaint" else images
 
 
 def condition_of(workdir: Path) -> dict:
@@ -159,50 +230,34 @@ def _model_rows(
     return found
 
 
-def _teacher_rows(job: Job, rows: Rows, condition: ConditionConfig, seed: int, batch: int) -> Rows:
-    """The teacher with the same prompts and no image condition; of text-to-image also in few steps."""
-    assert isinstance(job.objective, CCD)
-    plain = ConditionalDiffusion(model=job.objective.model, adapter=NoAdapter(), train_unet=False)
-    sampler = make_sampler(plain)
-    blind = {name: value for name, value in rows.items() if name != "condition"}
-    many = (*STEPS, TEACHER_STEPS) if condition.task == "none" else (TEACHER_STEPS,)
-    return {
-        f"teacher, {n} step{'s' * (n > 1)}, w = {TEACHER_GUIDANCE:g}": sample_all(
-            sampler, {"adapter": {}}, job.frozen, blind, n, seed, batch, TEACHER_GUIDANCE
-        )
-        for n in many
-    }
-
-
-def _restoration(
-    instruments: Instruments, outputs: Rows, rows: Rows, labels: np.ndarray, condition: ConditionConfig
+def measured(
+    instruments: Instruments, outputs: Mapping[str, np.ndarray], heldout: Heldout
 ) -> dict[str, dict[str, float]]:
-    rivals = np.stack([rival_portraits(int(i)) for i in rows["index"]])
-    found = {name: restoration_metrics(instruments, x, rows["image"], labels, rivals) for name, x in outputs.items()}
-    return {name: {column: values[column] for column in COLUMNS} for name, values in found.items()}
+    """The metrics of the run's task for every row of outputs f32[n,H,W,3]."""
+    if heldout.condition.task != "superres":
+        return {name: _conditional(instruments, images, heldout) for name, images in outputs.items()}
+    truths, labels = heldout.rows["image"], heldout.labels
+    rivals = np.stack([rival_portraits(int(i)) for i in heldout.rows["index"]])
+    return {name: restoration_metrics(instruments, images, truths, labels, rivals) for name, images in outputs.items()}
 
 
-def _conditional(
-    instruments: Instruments, outputs: Rows, rows: Rows, labels: np.ndarray, condition: ConditionConfig
-) -> dict[str, dict[str, float]]:
-    found = {}
-    for name, images in outputs.items():
-        metrics, read = conditional.shared_metrics(instruments, images, rows["image"], labels)
-        if condition.task == "canny":
+def _conditional(instruments: Instruments, images: np.ndarray, heldout: Heldout) -> dict[str, float]:
+    rows, labels, condition = heldout.rows, heldout.labels, heldout.condition
+    metrics, read = conditional.shared_metrics(instruments, images, rows["image"], labels)
+    match condition.task:
+        case "canny":
             thresholds = (condition.thresholds[0], condition.thresholds[1])
             metrics["edges"] = conditional.edge_agreement(images, rows["condition"][..., 0] > 0, thresholds)
-        elif condition.task == "depth":
-            metrics["depth"] = conditional.rank_correlation(
-                conditional.read_depth_maps(read), rows["condition"][..., 0]
-            )
-        elif condition.task == "inpaint":
+        case "depth":
+            maps = conditional.read_depth_maps(read)
+            metrics["depth"] = conditional.rank_correlation(maps, rows["condition"][..., 0])
+        case "inpaint":
             metrics |= conditional.inpainting_metrics(images, rows["image"], rows["condition"])
-        elif condition.task == "edit":
-            drawn = [draw_edit(int(index), heldout_rng(i)).attribute for i, index in enumerate(rows["index"])]
-            edited = np.array([list(portraits.VOCABULARY).index(attribute) for attribute in drawn])
+        case "edit":
+            edited = np.array([list(portraits.VOCABULARY).index(edit.attribute) for edit in heldout.edits])
             metrics |= conditional.edit_scores(read.labels, labels, edited)
-        found[name] = metrics
-    return found
+            metrics["exact"] = float(np.mean(np.all(read.labels == labels, axis=1)))
+    return metrics
 
 
 def rival_portraits(index: int) -> np.ndarray:

@@ -1,0 +1,58 @@
+"""`python -m sdd_jax.tables.ccd_grids`: a picture of each other task's CCD run that `reproduce ccd-tasks` trained.
+
+    python -m sdd_jax.reproduce ccd-tasks
+    python -m sdd_jax.tables.ccd_grids --out=docs/images
+
+Rows of a grid: the condition, the teacher without it, CCD in 1, 2 and 4 steps, the truth through the autoencoder, the
+truth; columns are the first held-out portraits. Tasks that are not trained yet are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdd_jax.command import Parser, run_command
+from sdd_jax.data.cache import cache_dir
+from sdd_jax.jobs.ccd.report import SHOWN, draw, open_heldout, show
+from sdd_jax.tables.cache import Cache
+from sdd_jax.tables.ccd_tasks import TRAINED
+from sdd_jax.train import EngineConfig, use_compile_cache
+
+_log = logging.getLogger("sdd_jax")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    return run_command(_draw, argv)
+
+
+def _draw(argv: Sequence[str]) -> None:
+    parser = Parser(
+        prog="python -m sdd_jax.tables.ccd_grids",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cache", type=Path, help="trained rows, as reproduce's")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="where ccd_TASK.png are written")
+    flags = parser.parse_args(argv)
+    use_compile_cache(EngineConfig.compile_cache)
+    cache = Cache(flags.cache or cache_dir() / "rows")
+    trained = {task: training for task, training in TRAINED.items() if cache.is_trained(training, 0)}
+    if not trained:
+        raise ValueError(f"no task is trained in {cache.root}: run python -m sdd_jax.reproduce ccd-tasks first")
+    for task in (task for task in TRAINED if task not in trained):
+        _log.info("%s is not trained yet", task)
+    for task, training in trained.items():
+        heldout = open_heldout(cache.workdir(training, 0), SHOWN)
+        path = flags.out / f"ccd_{task}.png"
+        show(heldout, draw(heldout, (), flags.seed, SHOWN, ()), path)
+        _log.info("wrote %s", path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
