@@ -16,6 +16,7 @@ from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data import portraits
 from sdd_jax.evals.editing import COLUMNS
 from sdd_jax.jobs.dds import job as dds_job
+from sdd_jax.jobs.dds import report as dds_report
 from sdd_jax.jobs.dds.data import (
     MatchingPortraits,
     TranslationData,
@@ -26,7 +27,7 @@ from sdd_jax.jobs.dds.data import (
     open_stock,
     translated,
 )
-from sdd_jax.jobs.dds.report import joined, task_pairs
+from sdd_jax.jobs.dds.pairs import batch_size, distinct_pairs, joined, task_pairs
 from sdd_jax.jobs.editing.methods import EditRequest, edit, frozen_of
 from sdd_jax.models.translator import load_translator
 from sdd_jax.runs import open_run
@@ -163,7 +164,7 @@ def test_the_run_left_what_it_says(finished):
     for name in ("loss", "score", "change", "guidance", "identity_weight"):
         assert all(np.isfinite(line[name]) for line in lines), name
     assert lines[0]["change"] == 0 and lines[1]["change"] > 0, "a residual translator starts as the identity"
-    assert lines[0]["guidance"] == 1 and lines[1]["guidance"] == 7.5
+    assert lines[0]["guidance"] == 1 and lines[1]["guidance"] == 3
     with Image.open(finished / "samples" / "00000002.png") as grid:
         assert grid.height > 5 * 64
 
@@ -205,6 +206,47 @@ def test_evaluate_measures_and_writes(finished, tiny_world, capsys):
     assert evaluate.main([f"--workdir={finished}", "--steps=4", f"--world={tiny_world}"]) == 2
     err = capsys.readouterr().err
     assert "--samples=4: evaluate takes two portraits a task" in err and "leave --steps and --guidance out" in err
+
+
+def test_a_tables_row_times_editors_in_its_own_process(finished, tiny_world, monkeypatch):
+    """Of evaluate's rows those of all tasks; SDEdit and PnP run on one image beside the translator."""
+    calls, times = [], iter((0.1, 8.0, 2.0))
+    run_edits = dds_report.run_edits
+
+    def edits(method, model, frozen, pairs, target, seed, options=None):
+        calls.append((method, len(pairs.image), dict(options or {})))
+        return run_edits(method, model, frozen, pairs, target, seed, options) if method == "translate" else pairs.image
+
+    def seconds(run):
+        run()
+        return next(times)
+
+    monkeypatch.setattr(dds_report, "run_edits", edits)
+    monkeypatch.setattr(dds_report, "measure_seconds", seconds)
+    found = dds_report.translation(finished, 0, {"samples": 8, "world": str(tiny_world)})
+    assert [call for call in calls if call[0] != "translate"] == [
+        ("sdedit", 1, {"steps": 50, "strength": 1.0}), ("pnp", 1, {"steps": 50})
+    ]  # fmt: skip
+    assert (found["seconds"], found["seconds_sdedit"], found["seconds_pnp"]) == (0.1, 8.0, 2.0)
+    assert found["speedup"] == pytest.approx(80)
+    assert {f"success_{name}" for name in ("bear", "dog", "lion", "squirrel")} < set(found) and "diversity" in found
+    with pytest.raises(ValueError, match="options.sample is not a field of TranslationOptions"):
+        dds_report.translation(finished, 0, {"sample": 8})
+
+
+def test_every_pair_has_a_portrait_of_its_own():
+    """The tables' 72 are 72 individuals, so that no permuted caption is its own picture's."""
+    pairs = distinct_pairs(count=8)
+    assert len(pairs.index) == len(set(pairs.index.tolist())) == 72 and max(pairs.index) < pairs.index[0] + 200
+    assert [pairs.edits.count(edit) for edit in dict.fromkeys(pairs.edits)] == [8] * 9
+    assert not np.any(pairs.labels[np.arange(72), pairs.attribute] == pairs.value), "each lacks what it is to get"
+    with pytest.raises(ValueError, match="0 pairs of 9 edits"):
+        distinct_pairs(count=0)
+
+
+@pytest.mark.parametrize(("count", "size"), [(72, 24), (64, 16), (32, 16), (18, 18), (1, 24), (67, 24)])
+def test_batches_of_one_size_where_there_is_one(count, size):
+    assert batch_size(count, 24) == size
 
 
 def test_pairs_of_a_task_lack_what_it_puts_in():

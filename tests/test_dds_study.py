@@ -1,23 +1,22 @@
-"""DDS's tables: figure 8 against its closed form, curves compared at equal success, and that every row can run."""
+"""What DDS's tables measure: figure 8 against its closed form, curves of methods, drift, the frame of every editor."""
 
-import importlib
+import dataclasses
 
 import numpy as np
 import pytest
 
-from sdd_jax.jobs.dds import study as dds_study
-from sdd_jax.jobs.dds.study import GAUSSIAN_STD, gaussian_gradients, gaussian_kappa
-from sdd_jax.tables import TABLES, find_table
-from sdd_jax.tables.claims import judge
-from sdd_jax.tables.dds import FIG5, at_equal, curve, read_at
-from sdd_jax.tables.types import Claim, Stat
+from sdd_jax.diffusion.schedule import Schedule
+from sdd_jax.jobs.dds import gradients, study
+from sdd_jax.jobs.dds.gradients import GAUSSIAN_STD, gaussian_kappa
+from sdd_jax.jobs.dds.pairs import distinct_pairs
 
-DDS_TABLES = [name for name in TABLES if name.startswith("dds-")]
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+EDITS = ["hair=white", "expression=angry"]
 
 
 @pytest.fixture(scope="module")
 def figure():
-    return gaussian_gradients(None, 0, {"times": (50, 450, 900), "draws": 60})
+    return gradients.gaussian(None, 0, {"times": (50, 450, 900), "draws": 60})
 
 
 @pytest.mark.parametrize("t", [50, 450, 900])
@@ -30,49 +29,79 @@ def test_figure_8_on_gaussian_data_is_its_closed_form(figure, t):
 
 
 def test_kappa_by_hand():
-    acp = np.asarray(dds_study.Schedule.scaled_linear().alphas_cumprod)[450]
+    acp = np.asarray(Schedule.scaled_linear().alphas_cumprod)[450]
     want = acp * GAUSSIAN_STD**2 / (acp * GAUSSIAN_STD**2 + 1 - acp)
-    assert gaussian_kappa(dds_study.Schedule.scaled_linear(), 450) == pytest.approx(want, rel=1e-5)
+    assert gaussian_kappa(Schedule.scaled_linear(), 450) == pytest.approx(want, rel=1e-5)
 
 
-def measured(**rows):
-    """rows: name -> [(x, success, psnr)]."""
-    return {
-        name: {f"{metric}@{x}": Stat(value, 0.1, 2) for x, *pair in points
-               for metric, value in zip(("success", "psnr"), pair, strict=True)}
-        for name, points in rows.items()
-    }  # fmt: skip
+def test_figure_8_on_a_teacher_has_both_plots(tiny_world):
+    found = gradients.teacher(None, 0, {"world": str(tiny_world), "count": 1, "times": (300,), "draws": 2})
+    assert set(found) == {f"{name}@300" for name in ("aligned", "permuted", "cosine", "shuffled")}
+    assert all(np.isfinite(value) for value in found.values()) and found["aligned@300"] > 0
+    with pytest.raises(ValueError, match="options.draw is not a field of GradientOptions"):
+        gradients.teacher(None, 0, {"draw": 2})
 
 
-def test_curves_are_compared_at_the_lower_of_their_highest_levels():
-    found = measured(a=[(20, 0.2, 30.0), (10, 0.0, 34.0), (30, 0.8, 20.0)], b=[(0.5, 0.1, 29.0), (0.9, 0.5, 23.0)])
-    assert [point[0].mean for point in curve(found, "a", "success", "psnr")] == [0.0, 0.2, 0.8]
-    assert read_at(curve(found, "a", "success", "psnr"), 0.5).mean == pytest.approx(25.0)
-    verdict = at_equal("psnr", "a", "b", better="higher").decide(found)
-    assert verdict.holds and "at success 0.5" in verdict.evidence and "a 25, b 23" in verdict.evidence
-    assert not at_equal("psnr", "b", "a", better="higher").decide(found).holds
-    close = measured(a=[(1, 0.5, 23.05)], b=[(1, 0.5, 23.0)])
-    assert not at_equal("psnr", "a", "b", better="higher").decide(close).holds, "within the seeds' spread"
+@pytest.fixture
+def told(monkeypatch):
+    """Methods without a network: pictures moved to their answers by a share, and measures that tell the share."""
+    asked = []
+
+    def teacher(options):
+        return "model", {"vae": None}
+
+    def edits(method, model, frozen, pairs, target, seed, settings):
+        asked.append((method, target == pairs.target, seed, settings))
+        return pairs.image + settings["strength"] * (pairs.counterfactual - pairs.image)
+
+    def measure(options, model, frozen):
+        def shares(images, pairs):
+            share = np.sum((images - pairs.image) * (pairs.counterfactual - pairs.image))
+            return {"success": share / np.sum((pairs.counterfactual - pairs.image) ** 2), "psnr_outside": np.nan}
+
+        return shares
+
+    monkeypatch.setattr(study.PairOptions, "teacher", teacher)
+    monkeypatch.setattr(study.PairOptions, "measure", measure)
+    monkeypatch.setattr(study, "run_edits", edits)
+    return asked
 
 
-def test_a_row_without_points_decides_nothing():
-    check = at_equal("psnr", "a", "b", better="higher")
-    found = {**measured(a=[(1, 0.5, 23.0)]), "b": {"psnr": Stat(1.0, 0.0, 1)}}
-    assert judge(Claim(text="x", check=check), found).holds is None
+def test_a_curve_has_a_point_for_every_strength(told):
+    options = {"method": "sdedit", "vary": "strength", "strengths": [0.25, 0.5], "edits": EDITS, "count": 1}
+    found = study.editing_curve(None, 3, {**options, "settings": {"steps": 7}, "shown": 0.5})
+    assert found == pytest.approx({"success@0.25": 0.25, "success@0.5": 0.5, "success": 0.5}), "nan is left out"
+    assert told == [("sdedit", True, 3, {"steps": 7, "strength": share}) for share in (0.25, 0.5)]
+    with pytest.raises(ValueError, match=r"shown=0.7 is no point of the curve: 0.25, 0.5"):
+        study.editing_curve(None, 0, {**options, "shown": 0.7})
+    with pytest.raises(ValueError, match="options: vary='strength' and strengths=.*: give both or neither"):
+        study.editing_curve(None, 0, {**options, "strengths": []})
+    with pytest.raises(ValueError, match="options.strength is not a field of CurveOptions"):
+        study.editing_curve(None, 0, {**options, "strength": 0.5})
 
 
-@pytest.mark.parametrize("name", DDS_TABLES)
-def test_every_row_names_an_evaluation_and_every_claim_its_rows(name):
-    table = find_table(name)
-    assert table.name == name and table.rows and table.claims
-    for row in table.rows:
-        if row.evaluation:
-            module, function = row.evaluation.split(":")
-            assert callable(getattr(importlib.import_module(module), function))
+def test_the_frame_of_every_editor(told, monkeypatch):
+    monkeypatch.setattr(study, "autoencoded", lambda model, vae, images, batch: images)
+    options = {"tasks": ["lion"], "only": "cat", "count": 2}
+    assert study.untouched(None, 0, options) == {"success": 0.0}
+    assert study.answers(None, 0, options) == pytest.approx({"success": 1.0})
 
 
-def test_the_zero_shot_table_edits_enough_portraits_in_enough_ways():
-    from sdd_jax.data.edit_pairs import EDITS
+def test_scores_stay_or_drift_on_equal_prompts(tiny_world, monkeypatch):
+    """DDS exactly, to the bit; three portraits, two iterations of a random teacher."""
+    monkeypatch.setattr(study, "distinct_pairs", lambda edits, count: distinct_pairs(edits[:1], count))
+    common = {"world": str(tiny_world), "count": 3}
+    settings = {"iterations": 2, "guidance": 3.0, "frames": 2}
+    dds = study.drift(None, 0, {**common, "method": "dds", "settings": settings})
+    assert dds == {"change@1": 0.0, "change@2": 0.0, "change": 0.0}
+    sds = study.drift(None, 0, {**common, "method": "sds", "settings": settings})
+    assert sds["change@2"] == sds["change"] > 1e-4
 
-    assert len(DDS_TABLES) == 6 and len(EDITS) >= 6
-    assert all(len(EDITS) * row.options["count"] >= 64 for row in FIG5.rows)
+
+def test_options_of_pairs():
+    pairs = study.PairOptions(edits=tuple(EDITS), count=2).pairs()
+    assert pairs.edits == ("hair=white",) * 2 + ("expression=angry",) * 2 and len(set(pairs.index.tolist())) == 4
+    cats = study.PairOptions(tasks=("lion", "dog"), only="cat", count=2).pairs()
+    assert cats.edits == ("species=lion",) * 2 + ("species=dog",) * 2
+    assert cats.index[:2].tolist() == cats.index[2:].tolist(), "every task has the same cats"
+    assert dataclasses.asdict(study.PairOptions())["world"] == "portraits"

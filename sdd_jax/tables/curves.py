@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sdd_jax.tables.claims import Unmeasured, read
 from sdd_jax.tables.types import Check, Measured, Stat, Verdict
 
-LEAST = 0.1
+LEAST, APART = 0.1, 0.05
 
 
 class Point(NamedTuple):
@@ -27,26 +27,30 @@ class Point(NamedTuple):
     value: Stat
 
 
-def at_equal(metric: str, best: str, rest: str, *, better: str, level: str = "success", least: float = LEAST) -> Check:
+def at_equal(metric: str, best: str, rest: str, *, better: str, level: str = "success") -> Check:
     """`best` beats `rest` in `metric`, by more than the seeds' spread, where both reach the same `level`.
 
-    least: where one of them stays below this level there is nothing to compare, and the claim is null.
+    The claim is null where one of them never reaches `LEAST`, and where the one that is ahead could only be read at a
+    level lower than the other's by more than `APART`.
     """
     sign = {"higher": 1, "lower": -1}[better]
 
     def decide(measured: Measured) -> Verdict:
         curves = [curve(measured, row, level, metric) for row in (best, rest)]
         highest = [max(point.level.mean for point in points) for points in curves]
-        if min(highest) < least:
+        if min(highest) < LEAST:
             low = (best, rest)[highest.index(min(highest))]
-            raise Unmeasured(f"{low} reaches {level} {min(highest):.3g} at most, asked {least:g}: nothing to compare")
+            raise Unmeasured(f"{low} reaches {level} {min(highest):.3g} at most, asked {LEAST:g}: nothing to compare")
         one, other = (read_at(points, min(highest), sign) for points in curves)
         lead, spread = sign * (one.value.mean - other.value.mean), math.hypot(one.value.spread, other.value.spread)
-        shown = (
+        shown = ", ".join(
             f"{row} {point.value.mean:.4g} at {level} {point.level.mean:.3g}"
             for row, point in ((best, one), (rest, other))
         )
-        return Verdict(lead > spread, f"{metric} ({better} is better): {', '.join(shown)}; seeds' spread {spread:.2g}")
+        ahead, behind = (one, other) if lead > 0 else (other, one)
+        if behind.level.mean - ahead.level.mean > APART:
+            raise Unmeasured(f"{metric}: {shown}: ahead where it does less, so that nothing is compared")
+        return Verdict(lead > spread, f"{metric} ({better} is better): {shown}; seeds' spread {spread:.2g}")
 
     return Check((best, rest), decide)
 

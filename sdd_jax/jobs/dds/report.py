@@ -14,27 +14,26 @@ The time of one image is measured in one pass, and by SDEdit in 50 guided steps,
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdd_jax.config import validate
-from sdd_jax.data import portraits
-from sdd_jax.data.edit_pairs import EditPairs, difference_mask
-from sdd_jax.data.records import to_float
+from sdd_jax.data.edit_pairs import EditPairs
 from sdd_jax.evals.edit_cost import measure_seconds
 from sdd_jax.evals.editing import COLUMNS, edit_metrics
 from sdd_jax.evals.instruments import Instruments, autoencoded
 from sdd_jax.evals.restoration import table
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
-from sdd_jax.jobs.dds.data import TranslationData, TranslationTask, matching_indices
+from sdd_jax.jobs.dds.data import TranslationData
 from sdd_jax.jobs.dds.job import editing_model, read_tasks
+from sdd_jax.jobs.dds.pairs import batch_size, joined, part_of, task_pairs
 from sdd_jax.jobs.editing.methods import EditRequest, edit
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.jobs.world.report import caption_embedder
@@ -44,9 +43,18 @@ from sdd_jax.types import Frozen, ModelBundle
 
 BATCH = 24
 SHOWN = 8
-SDEDIT = {"steps": 50, "strength": 1.0}
+SDEDIT = {"sdedit": {"steps": 50, "strength": 1.0}}
+EDITORS = {**SDEDIT, "pnp": {"steps": 50}}
 Measure = Callable[[np.ndarray, EditPairs], dict[str, float]]
 _log = logging.getLogger("sdd_jax")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TranslationOptions:
+    """samples: held-out portraits of all tasks together. world: whose instruments measure."""
+
+    samples: int = 64
+    world: str = "portraits"
 
 
 def report(workdir: Path, flags: ReportFlags) -> str:
@@ -59,10 +67,17 @@ def report(workdir: Path, flags: ReportFlags) -> str:
     return f"{table(found['rows'], (*COLUMNS, 'clip', 'diversity'))}\n\nOne image: {times}."
 
 
-def evaluate(workdir: Path, samples: int, seed: int = 0, world: str = "portraits") -> dict[str, Any]:
+def evaluate(
+    workdir: Path,
+    samples: int,
+    seed: int = 0,
+    world: str = "portraits",
+    editors: Mapping[str, Mapping[str, Any]] = SDEDIT,
+) -> dict[str, Any]:
     """Evaluates a run; returns and writes {workdir, step, samples, seed, rows, seconds}.
 
-    samples: held-out portraits of all tasks together. world: whose instruments measure.
+    samples: held-out portraits of all tasks together. world: whose instruments measure. editors: methods of the same
+    teacher, with their options, that are timed beside the translator.
     """
     instruments = read_instruments(world_directory(world))
     job, params, step = open_run(workdir)
@@ -88,8 +103,10 @@ def evaluate(workdir: Path, samples: int, seed: int = 0, world: str = "portraits
     one = part_of(everything, slice(0, 1))
     seconds = {
         "translator": measure_seconds(lambda: run_edits("translate", model, frozen, one, (next(iter(tasks)),), seed)),
-        "sdedit": measure_seconds(lambda: run_edits("sdedit", model, frozen, one, one.target, seed, SDEDIT)),
     }
+    for method, options in editors.items():
+        run = functools.partial(run_edits, method, model, frozen, one, one.target, seed, options)
+        seconds[method] = measure_seconds(run)
     directory = workdir / "evaluation"
     shown = {
         f"{name}{label}": images[:SHOWN]
@@ -103,59 +120,19 @@ def evaluate(workdir: Path, samples: int, seed: int = 0, world: str = "portraits
 
 
 def translation(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
-    """A table's evaluation: the metrics over all tasks, success by task, and the time of an image; option `samples`."""
+    """A table's evaluation: the metrics over all tasks, success by task, and times of one image in this process.
+
+    `seconds` is the translator's, `seconds_M` an editor M's in 50 steps, `speedup` SDEdit's over the translator's.
+    """
     assert workdir is not None
-    found = evaluate(workdir, int(options.get("samples", 128)), seed)
+    asked = validate(options, TranslationOptions, "options")
+    found = evaluate(workdir, asked.samples, seed, asked.world, EDITORS)
     every = found["rows"]["all tasks"]
     names = [name for name in found["rows"] if name not in ("all tasks", "source", "answer, autoencoder")]
     by_task = {f"success_{name}": found["rows"][name]["success"] for name in names}
-    return finite({**every, **by_task, "seconds": found["seconds"]["translator"]})
-
-
-def task_pairs(task: TranslationTask, only: str, count: int) -> EditPairs:
-    """`count` held-out portraits of `only` that a task changes, with their exact answers."""
-    attribute, value = next(iter(portraits.parse_caption(task.target).items()))
-    candidates = map(portraits.portrait, matching_indices("heldout", only))
-    fitting = (one for one in candidates if getattr(one.attributes, attribute) != value)
-    chosen = list(itertools.islice(fitting, count))
-    if len(chosen) < count:
-        raise ValueError(
-            f"{len(chosen)} held-out portraits of {only or 'any kind'!r} lack {value!r}, {count} were asked for"
-        )
-    return pairs_of(chosen, attribute, value)
-
-
-def pairs_of(chosen: Sequence[portraits.Portrait], attribute: str, value: str) -> EditPairs:
-    """Portraits and what they are with one attribute changed."""
-    answers = [portraits.counterfactual(one, attribute, value) for one in chosen]
-    pictures = [(portraits.image(one), portraits.image(other)) for one, other in zip(chosen, answers, strict=True)]
-    count, place = len(chosen), list(portraits.VOCABULARY).index(attribute)
-    return EditPairs(
-        edits=(f"{attribute}={value}",) * count,
-        source=tuple(portraits.caption(one.attributes) for one in chosen),
-        target=tuple(portraits.caption(one.attributes) for one in answers),
-        image=np.stack([to_float(before) for before, _ in pictures]),
-        counterfactual=np.stack([to_float(after) for _, after in pictures]),
-        mask=np.stack([difference_mask(*pair) for pair in pictures]),
-        attribute=np.full(count, place),
-        value=np.full(count, portraits.VOCABULARY[attribute].index(value)),
-        labels=np.stack([portraits.labels(one.attributes) for one in chosen]),
-        index=np.asarray([one.index for one in chosen]),
-    )
-
-
-def joined(parts: Sequence[EditPairs]) -> EditPairs:
-    """Several sets of pairs as one."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(EditPairs):
-        values = [getattr(part, field.name) for part in parts]
-        found[field.name] = sum(values, ()) if isinstance(values[0], tuple) else np.concatenate(values)
-    return EditPairs(**found)
-
-
-def part_of(pairs: EditPairs, which: slice) -> EditPairs:
-    """Some of the pairs."""
-    return EditPairs(**{field.name: getattr(pairs, field.name)[which] for field in dataclasses.fields(EditPairs)})
+    own = found["seconds"].pop("translator")
+    times = {f"seconds_{method}": seconds for method, seconds in found["seconds"].items()}
+    return finite({**every, **by_task, "seconds": own, **times, "speedup": times["seconds_sdedit"] / own})
 
 
 def run_edits(
@@ -177,8 +154,9 @@ def requests_of(
     model: ModelBundle, frozen: Frozen, pairs: EditPairs, seed: int, options: Mapping[str, Any]
 ) -> Iterator[EditRequest]:
     """Requests for the edits of pairs, in batches, each with a seed of its own."""
-    for start in range(0, len(pairs.image), BATCH):
-        part = part_of(pairs, slice(start, start + BATCH))
+    size = batch_size(len(pairs.image), BATCH)
+    for start in range(0, len(pairs.image), size):
+        part = part_of(pairs, slice(start, start + size))
         yield EditRequest(
             model=model, frozen=frozen, image=part.image, source=part.source, target=part.target, seed=seed + start,
             options=options,

@@ -1,0 +1,71 @@
+"""DDS's tables: rows that can run, enough portraits and edits, trainings shared and within their time by count."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from sdd_jax.config import defaults_of, load_config, to_plain, validate
+from sdd_jax.data.edit_pairs import EDITS
+from sdd_jax.jobs.dds import gradients, report, study
+from sdd_jax.tables import TABLES, dds, find_table
+from sdd_jax.tables.cache import Cache
+from sdd_jax.train import EngineConfig
+
+ROOT = Path(__file__).parents[2]
+DDS_TABLES = [name for name in TABLES if name.startswith("dds-")]
+OPTIONS = {
+    f"{study.__name__}:editing_curve": study.CurveOptions,
+    f"{study.__name__}:instructed": study.InstructedOptions,
+    f"{study.__name__}:untouched": study.PairOptions,
+    f"{study.__name__}:answers": study.PairOptions,
+    f"{study.__name__}:drift": study.MethodOptions,
+    f"{gradients.__name__}:teacher": gradients.GradientOptions,
+    f"{gradients.__name__}:gaussian": gradients.GaussianOptions,
+    f"{report.__name__}:translation": report.TranslationOptions,
+}
+
+
+@pytest.mark.parametrize("name", DDS_TABLES)
+def test_every_row_names_an_evaluation_that_takes_its_options(name):
+    table = find_table(name)
+    assert table.name == name and table.rows and table.claims
+    for row in table.rows:
+        if row.evaluation:
+            module, function = row.evaluation.split(":")
+            assert callable(getattr(importlib.import_module(module), function))
+            plain = json.loads(json.dumps(to_plain(dict(row.options))))
+            assert validate(plain, OPTIONS[row.evaluation], "options")
+
+
+def test_the_zero_shot_table_edits_enough_portraits_in_enough_ways():
+    assert len(DDS_TABLES) == 6 and len(EDITS) >= 6
+    assert all(len(EDITS) * row.options["count"] >= 64 for row in dds.FIG5.rows)
+
+
+def test_what_a_curve_shows_is_one_of_its_points():
+    for row in (row for name in DDS_TABLES for row in find_table(name).rows if "shown" in row.options):
+        options = validate(to_plain(dict(row.options)), study.CurveOptions, "options")
+        assert options.shown in (options.strengths or (options.settings["iterations"],)), row.name
+
+
+def test_a_translator_that_two_tables_name_runs_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cache = Cache(tmp_path)
+    rows = {row.name: row for table in (dds.TABLE2, dds.ABLATION) for row in table.rows}
+    assert cache.key(rows["full"].training, 0) == cache.key(rows["DDS translator"].training, 0)
+    assert cache.evaluation_key(rows["full"], 0, 0) == cache.evaluation_key(rows["DDS translator"], 0, 0)
+    trained = [row for row in rows.values() if row.training and "dds_translate" in row.training.config]
+    assert len({cache.key(row.training, 0) for row in trained}) == len(trained) - 1 == 5
+    sdedit = [row for table in (dds.FIG5, dds.FIG9) for row in table.rows if row.name == "SDEdit"]
+    assert len({cache.evaluation_key(row, None, 0) for row in sdedit}) == 1
+
+
+def test_a_translator_fits_its_quarter_of_an_hour_by_count():
+    """100 F a second and core, two cores: fifteen minutes, of which five for what is not steps."""
+    config = load_config(str(ROOT / "configs" / "dds_translate.py"), (), defaults_of(EngineConfig))
+    assert 7 * config.steps * config.batch_size / 200 < 10 * 60
+    assert config.objective.guidance == 3.0 and config.optimizer.learning_rate == 3e-4
+    big = load_config(f"{ROOT / 'configs' / 'dds_translate.py'}:sd15", (), defaults_of(EngineConfig))
+    assert big.objective.guidance == 7.5
