@@ -14,7 +14,11 @@ import sdd_jax
 from sdd_jax import evaluate, export, jobs
 from sdd_jax import main as entry
 from sdd_jax.config import defaults_of, load_config
+from sdd_jax.data.edit_pairs import edit_pairs
+from sdd_jax.evals.editing import COLUMNS as EDITED
 from sdd_jax.jobs.sdd import job as sdd_job
+from sdd_jax.jobs.sdd import tables as sdd_tables
+from sdd_jax.jobs.sdd.data import EditData
 from sdd_jax.jobs.sdd.hqs import Search, write_search
 from sdd_jax.models.translator import load_translator
 from sdd_jax.runs import open_run
@@ -198,3 +202,44 @@ def test_evaluate_compares_with_editors_and_says_when_training_pays(finished, ti
     assert (report["edit"]["attribute"], report["edit"]["value"]) == ("hair", "white")
     out = capsys.readouterr().out
     assert "| SDD |" in out and "break-even" in out and (finished / "evaluation" / "grid.png").is_file()
+
+
+@pytest.mark.usefixtures("array_cache")
+def test_a_manipulators_row_measures_and_draws(finished, tiny_world, monkeypatch):
+    seen, drawn = [], {}
+
+    def search(model, frozen, source, prompt, options, made_of):
+        seen.append((len(source), made_of))
+        scores = (0.2, 0.9, 0.5)
+        return Search(prompt=prompt, model="", options={}, t=(500, 600, 700), H=scores, N=scores, hqs=scores, stderr=scores, selected=(500,), rule="all")  # fmt: skip  # noqa: E501
+
+    monkeypatch.setattr(sdd_tables, "job_search", search)
+    monkeypatch.setattr(
+        sdd_tables, "write_grid", lambda path, rows, labels: drawn.update(zip(labels, rows, strict=True))
+    )
+    found = sdd_tables.manipulator(finished, 0, {"samples": 2, "world": str(tiny_world)})
+    assert {*EDITED, "clip_score", "clip_directional", "seconds"} <= {*found, "psnr_outside"}
+    assert (found["evaluations"], found["timesteps"], found["mean_t"]) == (1, 2, 600)
+    assert found["mean_hqs"] == pytest.approx(0.35), "of timesteps 500 and 700"
+    assert seen == [(4, EditData(prompt="a photo of a {species} with white {coat}", count=4).facts)]
+    pairs = edit_pairs(["hair=white"], 2)
+    np.testing.assert_array_equal(drawn["before"], pairs.image)
+    np.testing.assert_array_equal(drawn["exact answer"], pairs.counterfactual)
+    assert list(drawn) == ["before", "after", "exact answer"] and drawn["after"].shape == pairs.image.shape
+
+
+@pytest.mark.usefixtures("array_cache")
+def test_the_cost_row_times_editors_beside_the_pass(finished, monkeypatch):
+    asked = []
+
+    def edited(method, model, frozen, pairs, options, seed):
+        asked.append((method, options, len(pairs.image)))
+        return pairs.image, 100.0, 4.0 if method == "sdedit" else 0.5
+
+    monkeypatch.setattr(sdd_tables, "edited", edited)
+    monkeypatch.setattr(sdd_tables, "manipulated", lambda run, pairs: (pairs.image, 1.0))
+    monkeypatch.setattr(sdd_tables, "training_seconds", lambda workdir, step, batch: 30.0)
+    found = sdd_tables.cost(finished, 0, {})
+    assert asked == [("sdedit", {"steps": 50}, 1), ("ddib", {"steps": 50}, 1)]
+    assert found["break_even_sdedit"] == pytest.approx(10.0) and "break_even_ddib" not in found, "never pays"
+    assert found["seconds_ddib"] == 0.5 and found["evaluations_sdedit"] == 100

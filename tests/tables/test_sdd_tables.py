@@ -1,4 +1,4 @@
-"""SDD's tables: rows name what exists and share trainings, checks decide by hand figures, evaluations measure a run."""
+"""SDD's tables: rows name what exists and share trainings, and their own checks decide by hand figures."""
 
 import importlib
 import json
@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 
 from sdd_jax.config import defaults_of, load_config, to_plain
-from sdd_jax.data.edit_pairs import edit_pairs
 from sdd_jax.data.prompts import PORTRAIT_FIELDS, check_template, edit_of
-from sdd_jax.evals.editing import COLUMNS as EDITED
-from sdd_jax.jobs.sdd import job as sdd_job
 from sdd_jax.jobs.sdd import tables as sdd_tables
 from sdd_jax.jobs.sdd.data import EditData
 from sdd_jax.jobs.sdd.hqs import Search
 from sdd_jax.jobs.sdd.style_codes import StyleData
-from sdd_jax.main import main
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.selection import parse_rule
 from sdd_jax.tables import sdd, sdd_rows
@@ -178,61 +174,6 @@ def test_scores_are_means_of_two_disjoint_sets_of_images(monkeypatch, tiny_world
         "agreement",
         *(f"{n}@{t}" for n in ("hqs", "H", "N") for t in (500, 600, 700)),
     }
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_world, tmp_path_factory):
-    """The workdir of a run of two steps."""
-    workdir = tmp_path_factory.mktemp("run") / "sdd"
-    small = [
-        "steps=2",
-        "checkpoint_every=2",
-        "preview_every=0",
-        "data.count=4",
-        "compile_cache=",
-        f"model={tiny_world}",
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SDD_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "array_cache"))
-        patch.setattr(sdd_job, "PREVIEW", 2)
-        config = f"--config={ROOT / sdd_rows.LATENT}:angry,debug"
-        assert main([config, f"--workdir={workdir}", *(f"--config.{text}" for text in small)]) == 0
-    return workdir
-
-
-@pytest.mark.usefixtures("compile_quickly", "array_cache")
-def test_a_manipulators_row_measures_and_draws(finished, tiny_world, monkeypatch):
-    seen, drawn = [], {}
-    monkeypatch.setattr(sdd_tables, "job_search", fake_search(seen))
-    monkeypatch.setattr(
-        sdd_tables, "write_grid", lambda path, rows, labels: drawn.update(zip(labels, rows, strict=True))
-    )
-    found = sdd_tables.manipulator(finished, 0, {"samples": 2, "world": str(tiny_world)})
-    assert {*EDITED, "clip_score", "clip_directional", "seconds"} <= {*found, "psnr_outside"}
-    assert (found["evaluations"], found["timesteps"], found["mean_t"]) == (1, 2, 600)
-    assert found["mean_hqs"] == pytest.approx(0.35), "of timesteps 500 and 700"
-    assert seen[0][1] == EditData(prompt=PROMPTS["angry"], count=4).facts
-    pairs = edit_pairs(["expression=angry"], 2)
-    np.testing.assert_array_equal(drawn["before"], pairs.image)
-    np.testing.assert_array_equal(drawn["exact answer"], pairs.counterfactual)
-    assert list(drawn) == ["before", "after", "exact answer"] and drawn["after"].shape == pairs.image.shape
-
-
-@pytest.mark.usefixtures("compile_quickly", "array_cache")
-def test_the_cost_row_times_editors_beside_the_pass(finished, monkeypatch):
-    asked = []
-
-    def edited(method, model, frozen, pairs, options, seed):
-        asked.append((method, options, len(pairs.image)))
-        return pairs.image, 100.0, 4.0 if method == "sdedit" else 0.5
-
-    monkeypatch.setattr(sdd_tables, "edited", edited)
-    monkeypatch.setattr(sdd_tables, "manipulated", lambda run, pairs: (pairs.image, 1.0))
-    monkeypatch.setattr(sdd_tables, "training_seconds", lambda workdir, step, batch: 30.0)
-    found = sdd_tables.cost(finished, 0, {})
-    assert asked == [("sdedit", {"steps": 50}, 1), ("ddib", {"steps": 50}, 1)]
-    assert found["break_even_sdedit"] == pytest.approx(10.0) and "break_even_ddib" not in found, "never pays"
-    assert found["seconds_ddib"] == 0.5 and found["evaluations_sdedit"] == 100
 
 
 def test_options_of_rows_are_those_that_evaluations_take():
