@@ -1,8 +1,8 @@
 """Edits with known answers: held-out portraits and the same individuals with one attribute changed.
 
-An edit is "attribute=value" (`accessory=hat`). Its pairs are the first held-out portraits that do not have the value
-already: source image and canonical caption, and the counterfactual's. The mask is where the two pictures differ,
-widened by `MARGIN` pixels, for a latent is four wide.
+An edit is "attribute=value" (`accessory=hat`). Its pairs are the first held-out portraits, or a later block of as many,
+that do not have the value already: source image and canonical caption, and the counterfactual's. The mask is where the
+two pictures differ, widened by `MARGIN` pixels, for a latent is four wide.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def parse_edit(edit: str) -> tuple[str, str]:
     return attribute, value
 
 
-def edit_pairs(edits: Sequence[str] = EDITS, count: int = 16) -> EditPairs:
-    """`count` pairs of each edit; ValueError for an edit that is none, or a count below 1."""
+def edit_pairs(edits: Sequence[str] = EDITS, count: int = 16, block: int = 0) -> EditPairs:
+    """The `block`-th `count` pairs of each edit, 0 first; ValueError for an edit that is none, or a count below 1."""
     if count < 1 or not edits:
         raise ValueError(f"{count} pairs of {len(edits)} edits: ask for at least one of each")
     found: list[tuple[str, portraits.Portrait, portraits.Portrait]] = []
@@ -62,7 +62,7 @@ def edit_pairs(edits: Sequence[str] = EDITS, count: int = 16) -> EditPairs:
         fitting = (one for one in chosen if getattr(one.attributes, attribute) != value)
         found += [
             (edit, source, portraits.counterfactual(source, attribute, value))
-            for source in itertools.islice(fitting, count)
+            for source in itertools.islice(fitting, block * count, (block + 1) * count)
         ]
     asked = [parse_edit(edit) for edit, _, _ in found]
     before = np.stack([portraits.image(source) for _, source, _ in found])

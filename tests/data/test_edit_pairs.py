@@ -26,6 +26,11 @@ def test_pairs_are_the_same_individual_with_one_attribute_changed(pairs):
         np.testing.assert_array_equal(pairs.image[i], portraits.image(source) / np.float32(127.5) - 1)
 
 
+def test_blocks_follow_each_other(pairs):
+    later = edit_pairs(("accessory=hat",), 1, block=2)
+    assert list(later.index) == [pairs.index[2]] and later.target == pairs.target[2:3]
+
+
 def test_nothing_differs_outside_of_the_mask_and_a_hat_is_above_the_chin(pairs):
     differs = (pairs.image != pairs.counterfactual).any(-1)
     assert not differs[pairs.mask[..., 0] == 0].any() and differs.any((1, 2)).all()

@@ -1,4 +1,4 @@
-"""Editing methods that first invert the image: DDIB, ReNoise, prompt-to-prompt, NPI, NTI, MasaCtrl, plug-and-play.
+"""Editing methods that first invert the image: DDIB, ReNoise, prompt-to-prompt, NPI, NTI.
 
 The way up is unguided, under the source prompt, 1F a step. The way down is guided in g = 2 passes (1 for a UNet that
 reads its guidance), for the target alone or for pairs [sources, targets]:
@@ -10,19 +10,15 @@ reads its guidance), for the target alone or for pairs [sources, targets]:
 | `p2p` | n + 2 g n | attention maps |
 | `npi` | n + 4 n | attention maps; the source prompt in place of the empty one |
 | `nti` | n + n (2 + 2 Adam rounds) + 4 n | attention maps; optimised empty prompts |
-| `masactrl` | n + 2 g n | self-attention's keys and values |
-| `pnp` | n + 2 g n | self-attention's queries and keys, and features |
 
 Null-text counts each of its Adam rounds, a forward and a backward pass, as 2F. `rounds` > 1 iterates every step of
-the inversion and multiplies its n. Published layers of MasaCtrl and plug-and-play are those of a UNet of four levels;
-on others the same part of the decoder is taken, counted from its end.
+the inversion and multiplies its n. MasaCtrl and plug-and-play, which invert alike, are in `injection`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +39,9 @@ from sdd_jax.jobs.editing.methods import (
     stacked,
     texts,
 )
-from sdd_jax.jobs.editing.options import PromptControlled, Stepped, options_of, program_of
+from sdd_jax.jobs.editing.options import Inversion, PromptControlled, Stepped, options_of, program_of
 from sdd_jax.sampling import baselines
-from sdd_jax.sampling.attention_control import LocalBlend, MasaCtrl, PlugAndPlay
+from sdd_jax.sampling.attention_control import LocalBlend
 from sdd_jax.sampling.editing import (
     Control,
     DDIMRoute,
@@ -60,18 +56,6 @@ from sdd_jax.sampling.generate import Denoise
 from sdd_jax.sampling.invert import invert_path
 from sdd_jax.sampling.null_text import null_text_pairs, optimise_null_text
 from sdd_jax.types import Frozen, ModelBundle
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Inversion(Stepped):
-    """rounds: evaluations of each inversion step, see `sampling.invert`."""
-
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds}: an inversion step evaluates the network at least once")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,57 +88,6 @@ class NullText(PromptToPromptInversion):
             raise ValueError("null-text optimises for one scale at every step: leave tau, ramp_to and start out")
         if self.inner_steps < 0:
             raise ValueError(f"inner_steps={self.inner_steps} must not be negative")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MasaCtrlInversion(Inversion):
-    """begin: the share of the steps before control acts (4 of 50). layers: regular expression, None: the decoder's half
-    of higher resolution."""
-
-    begin: float = 0.08
-    layers: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.begin <= 1:
-            raise ValueError(f"begin={self.begin} is a share of the steps: give 0 .. 1")
-        _check_pattern("layers", self.layers)
-
-    def control(self, request: EditRequest) -> MasaCtrl:
-        """The control of a request's pairs."""
-        blocks = len(request.model.configs["unet"]["up_block_types"])
-        layers = rf"up_blocks_[{blocks // 2}-{blocks - 1}]/" if self.layers is None else self.layers
-        return MasaCtrl(pairs=len(request.image), start_step=int(self.begin * self.steps + 1e-9), layers=layers)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlugAndPlayInversion(Inversion):
-    """attention, features: shares of the steps in which each is injected. attention_layers, feature_layers: regular
-    expressions; None: the published place in the decoder."""
-
-    attention: float = 0.5
-    features: float = 0.8
-    attention_layers: str | None = None
-    feature_layers: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (0 <= self.attention <= 1 and 0 <= self.features <= 1):
-            raise ValueError(f"attention={self.attention}, features={self.features} are shares of the steps: 0 .. 1")
-        _check_pattern("attention_layers", self.attention_layers)
-        _check_pattern("feature_layers", self.feature_layers)
-
-    def control(self, request: EditRequest) -> PlugAndPlay:
-        """The control of a request's pairs."""
-        first = max(len(request.model.configs["unet"]["up_block_types"]) - 3, 0)
-        attention = rf"up_blocks_({first}/attentions_[1-9]|[{first + 1}-9]/)"
-        return PlugAndPlay(
-            pairs=len(request.image),
-            attention_steps=int(self.attention * self.steps + 1e-9),
-            feature_steps=int(self.features * self.steps + 1e-9),
-            attention_layers=attention if self.attention_layers is None else self.attention_layers,
-            feature_layers=rf"up_blocks_{first}/resnets_1" if self.feature_layers is None else self.feature_layers,
-        )
 
 
 def ddib(request: EditRequest) -> EditResult:
@@ -200,35 +133,24 @@ def _invert_and_follow(
 def p2p(request: EditRequest) -> EditResult:
     """Prompt-to-prompt on DDIM inversion."""
     options = options_of(request, PromptToPromptInversion)
-    return _pairs(request, options, *options.controls(request, options.steps))
+    return follow_pairs(request, options, *options.controls(request, options.steps))
 
 
 def npi(request: EditRequest) -> EditResult:
     """Negative-prompt inversion: prompt-to-prompt with the source prompt as the unconditional one."""
     options = options_of(request, PromptToPromptInversion)
     _needs_two_passes(request, "npi")
-    return _pairs(request, options, *options.controls(request, options.steps), negative=True)
+    return follow_pairs(request, options, *options.controls(request, options.steps), negative=True)
 
 
-def masactrl(request: EditRequest) -> EditResult:
-    """The target's self-attention reads the source's keys and values."""
-    options = options_of(request, MasaCtrlInversion)
-    return _pairs(request, options, options.control(request))
-
-
-def pnp(request: EditRequest) -> EditResult:
-    """The target takes over the source's self-attention maps and features."""
-    options = options_of(request, PlugAndPlayInversion)
-    return _pairs(request, options, options.control(request))
-
-
-def _pairs(
+def follow_pairs(
     request: EditRequest,
     options: Inversion,
     control: Control,
     blend: LocalBlend | None = None,
     negative: bool = False,
 ) -> EditResult:
+    """DDIM inversion under the source prompt, then pairs down under a control; negative: the source prompt unguided."""
     z = _invert_and_decode_pairs(
         Static(request.model), program_of(options), negative, request.frozen, encode(request),
         texts(request, request.source), texts(request, request.target), jnp.float32(options.scale(request.model)),
@@ -320,10 +242,3 @@ def _needs_two_passes(request: EditRequest, method: str) -> None:
             f"--method={method} changes the unconditional pass, which {request.model.source} does not have "
             "(time_cond_proj_dim): use the model it was distilled from"
         )
-
-
-def _check_pattern(name: str, pattern: str | None) -> None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise ValueError(f"{name}={pattern!r} is not a regular expression: {error}") from None

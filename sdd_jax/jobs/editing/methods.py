@@ -41,8 +41,8 @@ METHODS: dict[str, str] = {
     "p2p": "sdd_jax.jobs.editing.inversion:p2p",
     "npi": "sdd_jax.jobs.editing.inversion:npi",
     "nti": "sdd_jax.jobs.editing.inversion:nti",
-    "masactrl": "sdd_jax.jobs.editing.inversion:masactrl",
-    "pnp": "sdd_jax.jobs.editing.inversion:pnp",
+    "masactrl": "sdd_jax.jobs.editing.injection:masactrl",
+    "pnp": "sdd_jax.jobs.editing.injection:pnp",
     "sds": "sdd_jax.jobs.dds.editing:sds",
     "dds": "sdd_jax.jobs.dds.editing:dds",
     "cds": "sdd_jax.jobs.dds.editing:cds",
@@ -179,7 +179,7 @@ def side_unit(model: ModelBundle) -> int:
 
 
 def usual_guidance(model: ModelBundle, published: float = 7.5) -> float:
-    """A method's published scale, and at most 3 for the embedded world (latents below 32), whose best it is."""
+    """A method's published scale, at most 3 for the embedded world (latents below 32), the middle of its scales."""
     return min(published, 3.0) if model.sample_size < 32 else published
 
 

@@ -37,7 +37,7 @@ from sdd_jax.sampling.editing import constant_guidance, prompted, prompted_pairs
 from sdd_jax.sampling.generate import initial_noise
 from sdd_jax.sampling.virtual_inversion import edit_friendly_decode, edit_friendly_maps
 from sdd_jax.sampling.virtual_inversion import infedit as follow_infedit
-from sdd_jax.types import Frozen
+from sdd_jax.types import Frozen, ModelBundle
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,11 @@ class EditFriendly(Stepped):
         super().__post_init__()
         if not 0 <= self.skip < 1:
             raise ValueError(f"skip={self.skip} is a share of the steps: give 0 up to below 1")
+
+    def source_scale(self, model: ModelBundle) -> float:
+        """Guidance of the noise maps: the published share of the model's scale, 3.5 of 15, and 1 at least."""
+        usual = max(1.0, usual_guidance(model, 15.0) * 3.5 / 15)
+        return usual if self.source_guidance is None else self.source_guidance
 
     @property
     def skipped(self) -> int:
@@ -110,13 +115,11 @@ def _sdedit(
 def edit_friendly(request: EditRequest) -> EditResult:
     """Extracts the sampler's noise maps under the source prompt and follows them under the target's."""
     options, model = options_of(request, EditFriendly), request.model
-    source_scale = options.source_guidance
-    if source_scale is None:
-        source_scale = usual_guidance(model, 3.5)
     z = _edit_friendly(
         Static(model), dataclasses.replace(program_of(options), source_guidance=None), request.frozen,
-        encode(request), texts(request, request.source), texts(request, request.target), jnp.float32(source_scale),
-        jnp.float32(options.scale(model, 15.0)), jax.random.key(request.seed),
+        encode(request), texts(request, request.source), texts(request, request.target),
+        jnp.float32(options.source_scale(model)), jnp.float32(options.scale(model, 15.0)),
+        jax.random.key(request.seed),
     )  # fmt: skip
     return EditResult(decode(request, z), passes(model) * (2 * options.steps - options.skipped))
 

@@ -1,4 +1,7 @@
-"""What editing methods can be told: guidance, and prompt-to-prompt's controls.
+"""What several editing methods can be told: guidance, steps, inversion, and prompt-to-prompt's controls.
+
+A method's own options are beside it, made of these: `PromptControlled` with `Inversion` is prompt-to-prompt's, with
+`Stepped` InfEdit's, alone iCD's.
 
 Options are frozen dataclasses of simple values, so that they fit a command line (`--option cross=0.3`) and are static
 arguments of the methods' programs; the guidance scale is passed beside them, and sweeping it compiles nothing.
@@ -25,24 +28,30 @@ G = TypeVar("G", bound="Guided")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Guided:
-    """Guidance of a method.
-
-    guidance: w, 1 is off; None is the usual one of method and model. tau, ramp_to, start: where in t/T guidance acts,
-    see `sampling.editing.dynamic_guidance`; the defaults guide everywhere.
-    """
+class Scaled:
+    """guidance: w, 1 is off; None is the usual one of method and model. tau: it acts up to here, in t/T; 1: always."""
 
     guidance: float | None = None
     tau: float = 1.0
-    ramp_to: float | None = None
-    start: float = 0.0
 
     def __post_init__(self) -> None:
-        dynamic_guidance(1.0, self.tau, self.ramp_to, self.start)
+        check_shares(self, "tau")
 
     def scale(self, model: ModelBundle, published: float = 7.5) -> float:
         """The guidance scale for a model."""
         return usual_guidance(model, published) if self.guidance is None else self.guidance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guided(Scaled):
+    """Guidance in any form: tau, ramp_to, start say where it acts, see `sampling.editing.dynamic_guidance`."""
+
+    ramp_to: float | None = None
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        dynamic_guidance(1.0, self.tau, self.ramp_to, self.start)
 
     def over_time(self, w: jax.Array) -> Guidance:
         """w as a function of t."""
@@ -59,6 +68,18 @@ class Stepped(Guided):
         super().__post_init__()
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps={self.steps} must be in 1 .. 1000")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inversion(Stepped):
+    """rounds: evaluations of each inversion step, see `sampling.invert`."""
+
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds}: an inversion step evaluates the network at least once")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,8 +108,7 @@ class PromptControlled(Guided):
         self.factors()
         if bool(self.blend_source) != bool(self.blend_target):
             raise ValueError("a blend needs words of both prompts: set blend_source and blend_target")
-        if not 0 <= self.blend_threshold <= 1:
-            raise ValueError(f"blend_threshold={self.blend_threshold} must be in [0, 1]")
+        check_shares(self, "blend_threshold")
 
     def factors(self) -> dict[str, float]:
         """The emphasised words and their factors; ValueError for what is no "word:factor"."""
@@ -128,6 +148,14 @@ class PromptControlled(Guided):
             self.blend_threshold,
         )
         return control, blend
+
+
+def check_shares(options: object, *names: str) -> None:
+    """ValueError for a field that is a share and is not in 0 .. 1."""
+    for name in names:
+        value = getattr(options, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} is a share: give 0 .. 1")
 
 
 def blend_size(model: ModelBundle, side: int) -> int:

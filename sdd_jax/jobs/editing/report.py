@@ -2,8 +2,8 @@
 
 Every method answers all pairs of `data.edit_pairs`, in batches. Two rows frame them: the original returned as it is,
 and the counterfactual through the autoencoder, the most that a latent method can reach. Wall-clock is seconds an image,
-without compilation: the first batch runs once before the clock starts. (Real images, whose answers are not known, are
-measured by `python -m sdd_jax.evaluate --protocol=editing`.)
+without compilation: the clock starts after the first batch, which runs twice where it is the only one. (Real images,
+whose answers are not known, are measured by `python -m sdd_jax.evaluate --protocol=editing`.)
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sdd_jax.types import Frozen, ModelBundle
 
 SHOWN = 10
 COST = ("evaluations", "seconds")
+FRAMES = ("source", "autoencoder")
 _log = logging.getLogger("sdd_jax")
 
 
@@ -37,6 +38,14 @@ class Run(NamedTuple):
     images: np.ndarray
     evaluations: float
     seconds: float
+
+
+class Measurement(NamedTuple):
+    """metrics: {row: {"all" or edit: metrics}}, rows "source", "autoencoder" and the methods; answers: f32[n,H,W,3]."""
+
+    metrics: dict[str, dict[str, dict[str, float]]]
+    pairs: EditPairs
+    answers: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,10 +87,11 @@ class Editor:
             )
             return edit(method, request)
 
-        one(0)
+        results = [one(0)]
         began = time.monotonic()
-        results = [one(start) for start in range(0, len(image), self.batch)]
-        seconds = (time.monotonic() - began) / len(image)
+        timed = [one(start) for start in range(self.batch, len(image), self.batch)] or [one(0)]
+        seconds = (time.monotonic() - began) / (len(timed) * min(self.batch, len(image)))
+        results += timed if len(image) > self.batch else []
         images = np.concatenate([result.image for result in results])[: len(image)]
         return Run(images, float(np.mean([result.evaluations for result in results])), seconds)
 
@@ -102,11 +112,9 @@ def report_pairs(
     return _table({name: row["all"] for name, row in metrics.items()}, (*COLUMNS, *COST))
 
 
-def measure_pairs(
-    editor: Editor, samples: int, edits: Sequence[str], world: str
-) -> tuple[dict[str, dict[str, dict[str, float]]], EditPairs, dict[str, np.ndarray]]:
-    """({method: {"all" or edit: metrics}}, the pairs, {method: images}), framed by "source" and "autoencoder"."""
-    instruments, pairs = read_instruments(world_directory(world)), edit_pairs(edits, samples)
+def measure_pairs(editor: Editor, samples: int, edits: Sequence[str], world: str, block: int = 0) -> Measurement:
+    """An editor's methods on the `block`-th `samples` pairs of each edit."""
+    instruments, pairs = read_instruments(world_directory(world)), edit_pairs(edits, samples, block)
 
     def measured(images: np.ndarray) -> dict[str, dict[str, float]]:
         found = {}
@@ -127,7 +135,7 @@ def measure_pairs(
         metrics[method] = measured(run.images)
         metrics[method]["all"] |= {"evaluations": run.evaluations, "seconds": run.seconds}
         _log.info("%s: %d edits, %.2f s each", method, len(pairs.edits), run.seconds)
-    return metrics, pairs, answers
+    return Measurement(metrics, pairs, answers)
 
 
 def _table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:

@@ -27,9 +27,8 @@ from sdd_jax.jobs.editing.methods import (
     guided_unet,
     stacked,
     texts,
-    usual_guidance,
 )
-from sdd_jax.jobs.editing.options import PromptControlled, options_of, program_of
+from sdd_jax.jobs.editing.options import PromptControlled, Scaled, options_of, program_of
 from sdd_jax.jobs.icd.job import route_of
 from sdd_jax.sampling.attention_control import LocalBlend
 from sdd_jax.sampling.editing import (
@@ -55,15 +54,10 @@ class InvertibleEdit(PromptControlled):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SwitchedEdit:
-    """guidance: w of the target prompt; None is the usual one. tau: the source prompt rules above tau T."""
+class SwitchedEdit(Scaled):
+    """guidance: of the target prompt. tau: the source prompt rules above tau T."""
 
-    guidance: float | None = None
     tau: float = 0.7
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau={self.tau} is a share of the timesteps: give 0 .. 1")
 
 
 def icd(request: EditRequest) -> EditResult:
@@ -84,10 +78,9 @@ def icd_switch(request: EditRequest) -> EditResult:
     """iCD's edit without attention control: the source prompt first, then the target's."""
     jumps = _jumps(request)
     options, model = options_of(request, SwitchedEdit), request.model
-    w = usual_guidance(model, 8.0) if options.guidance is None else options.guidance
     z = _switched(
         Static(model), options.tau, request.frozen, encode(request), texts(request, request.source),
-        texts(request, request.target), jnp.float32(w), jax.random.key(request.seed),
+        texts(request, request.target), jnp.float32(options.scale(model, 8.0)), jax.random.key(request.seed),
     )  # fmt: skip
     return EditResult(decode(request, z), 2 * jumps)
 
