@@ -12,6 +12,7 @@ from sdd_jax.evals.editing import CEILING
 from sdd_jax.jobs.editing import methods as editing
 from sdd_jax.jobs.editing.methods import EditResult
 from sdd_jax.jobs.editing.report import Editor
+from sdd_jax.jobs.icd import edit_measures
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -63,6 +64,33 @@ def test_methods_on_portraits(tiny_world, tmp_path, capsys, monkeypatch):
     parts = [report["rows"]["invert"][edit]["psnr"] for edit in report["edits"]]
     assert inverted["psnr"] == pytest.approx(np.mean(parts))
     assert "| invert |" in capsys.readouterr().out and (tmp_path / "editing.png").is_file()
+
+
+def test_answers_are_shown_together(tiny_world, tiny_model, tmp_path, array_cache, monkeypatch):
+    """Rows measured one after the other share a grid; the frames of a table have no row of their own."""
+    known = {name: f"test_edit_command:{name}" for name in ("copy", "invert")}
+    monkeypatch.setattr(editing, "METHODS", known)
+    monkeypatch.setattr(edit_measures, "METHODS", known)
+    monkeypatch.setattr(edit_measures, "load", lambda name: tiny_model)
+    where = {"model": str(tiny_world), "world": str(tiny_world), "grid": str(tmp_path / "grid.png")}
+    asked = {**where, "samples": 2, "edits": ("accessory=hat", "weather=snowing")}
+    heights, found = [], {}
+    for method in ("source", "copy", "invert"):
+        settings = {"settings": {"evaluations": 6}} if method == "invert" else {}
+        found[method] = edit_measures.editing(None, 0, {**asked, **settings, "method": method})
+        with Image.open(tmp_path / "grid.png") as grid:
+            heights.append(grid.height)
+    assert np.diff(heights).tolist() == [66, 66]
+    assert found["source"].items() < found["copy"].items() and found["copy"]["success"] == np.mean(
+        [found["copy"][f"success, {edit}"] for edit in asked["edits"]]
+    )
+    curve = edit_measures.editing_curve(None, 1, {**where, "samples": 1, "method": "invert", "points": POINTS})
+    assert curve["evaluations@0.2"] == 3 * curve["evaluations@0.4"] > 0
+    with pytest.raises(ValueError, match="options.point is not a field of EditingOptions"):
+        edit_measures.editing(None, 0, {**asked, "method": "copy", "point": 1})
+
+
+POINTS = {"0.2": {"evaluations": 36}, "0.4": {"evaluations": 12}}
 
 
 def test_options_belong_to_methods(tiny_model):

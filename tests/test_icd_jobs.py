@@ -1,4 +1,4 @@
-"""iCD's jobs on the tiny world: both stages, their reports, an edit, and weights that PyTorch reads."""
+"""iCD's jobs on the tiny world: both stages, their reports and measures, an edit, and weights that PyTorch reads."""
 
 import dataclasses
 import functools
@@ -18,9 +18,10 @@ from sdd_jax import edit, evaluate, export, jobs, sample
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries
 from sdd_jax.jobs.editing import models
-from sdd_jax.jobs.editing.methods import EditResult, Static
+from sdd_jax.jobs.editing.methods import EditResult, Static, frozen_of
 from sdd_jax.jobs.icd import guidance_distill as stage1
 from sdd_jax.jobs.icd import job as stage2
+from sdd_jax.jobs.icd import measures, subjects, teacher
 from sdd_jax.jobs.icd import report as icd_report
 from sdd_jax.models import lora
 from sdd_jax.runs import open_run
@@ -87,7 +88,7 @@ def opened(runs):
         patch.setattr(stage1, "PREVIEW_STEPS", 1)
         patch.setattr(stage2, "PREVIEW", 2)
         read = {workdir: open_run(workdir) for workdir in runs}
-        for module in (stage1, icd_report, models, export):
+        for module in (stage1, icd_report, measures, subjects, models, export):
             patch.setattr(module, "open_run", read.__getitem__)
         yield tuple(read.values())
 
@@ -191,6 +192,73 @@ def test_evaluate_measures_both_stages(runs, opened, tiny_world, capsys, monkeyp
     assert all(np.isfinite(value) for value in row.values()) and "| w = 1 |" in capsys.readouterr().out
 
 
+def test_schedules_of_a_run_frame_inversion_and_generation(runs, opened, tiny_world):
+    """Guidance that never acts is no guidance, and one that always acts is constant."""
+    asked = {"samples": 2, "world": str(tiny_world)}
+    points = {"0": {"tau": 0.0}, "1": {}}
+    found = measures.schedules(runs[1], 0, {**asked, "w": 2.0, "generation": True, "points": points})
+    off, constant = (measures.inversion(runs[1], 0, {**asked, "w": w}) for w in (1.0, 2.0))
+    for name in ("mse", "psnr"):
+        assert found[f"{name}@0"] == pytest.approx(off[name]) and found[f"{name}@1"] == pytest.approx(constant[name])
+    assert found["mse@0"] != found["mse@1"] and found["w"] == constant["w"] == 2
+    assert found["clip_score@1"] == pytest.approx(measures.generation(runs[1], 0, {**asked, "w": 2.0})["clip_score"])
+    assert measures.inversion(runs[1], 1, {**asked, "w": 1.0})["mse"] != off["mse"], "a seed has portraits of its own"
+    with pytest.raises(ValueError, match="is a 'guidance_distill' run: this measures runs of iCD's stage 2"):
+        measures.inversion(runs[0], 0, asked)
+
+
+def test_a_run_is_measured_at_its_checkpoints(runs, opened, tiny_world):
+    assert measures.checkpoints(runs[1]) == [2]
+    params = opened[1][1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "open_run", open_run)
+        jax.tree.map(np.testing.assert_array_equal, measures.params_at(runs[1], 2), params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "params_at", lambda workdir, step: params)
+        found = measures.training(runs[1], 0, {"samples": 2, "world": str(tiny_world), "w": 2.0})
+    assert set(found) == {f"{name}@{step}" for name in ("frechet", "mse", "psnr") for step in (0, 2)}
+    assert found["mse@0"] != found["mse@2"], "the start is the untrained student"
+
+
+def test_the_teachers_unguided_pass_is_guidance_of_one(tiny_model, tiny_world):
+    model, params = tiny_model
+    subject = subjects.ddim_subject(model, frozen_of(model, params), steps=2)
+    data = subjects.read_heldout(model, 2, 0)
+    one = jnp.ones(len(model.alphas_cumprod))
+    plain, guided = (subject.generate(data.ids, data.noise, scales) for scales in (one, one * (1 + 1e-6)))
+    np.testing.assert_allclose(plain, guided, atol=1e-4)
+    assert np.abs(np.asarray(plain) - np.asarray(subject.generate(data.ids, data.noise, 3 * one))).max() > 1e-3
+
+
+def test_the_scale_is_the_smallest_of_the_best(tiny_world, tiny_model, monkeypatch):
+    shares = {"small": [0.950, 0.961, 0.962, 0.90], "large": [0.91, 0.92, 0.99, 0.99]}
+    for name, want in (("small", 3.0), ("large", 4.0)):
+        assert subjects.smallest_of_the_best(subjects.CANDIDATES, shares[name], 896) == want
+    asked = []
+    monkeypatch.setattr(subjects, "load", lambda name: tiny_model)
+    monkeypatch.setattr(
+        subjects, "cached_array", lambda name, key, shape, dtype, chunks: asked.append(shape) or shares["large"]
+    )
+    protocol = subjects.Protocol(w=None, tau=0.5, model=str(tiny_world), world=str(tiny_world))
+    w, up, down = subjects.scales_of(protocol, tiny_model[0])
+    assert w == 4 and asked == [(4,)] and np.all(np.asarray(up) == 1)
+    assert np.all(np.asarray(down[:501]) == 4) and np.all(np.asarray(down[501:]) == 1)
+
+
+def test_blocks_of_portraits_share_none():
+    first, second = (stage1.heldout(4, block) for block in (0, 1))
+    assert not {one.index for one in first} & {one.index for one in second} and second[0].index == first[-1].index + 1
+    assert stage1.heldout(64, 156)[0].index == first[0].index, "156 blocks of 64"
+    with pytest.raises(ValueError, match=r"10001 held-out portraits: ask for 1 .. 10000"):
+        stage1.heldout(10_001)
+
+
+@pytest.mark.parametrize(("name", "tau"), [("4_tau0.8", 0.8), ("4_tau0.7", 0.7), ("3_tau0.7", 0.7), ("2", 0.6)])
+def test_the_threshold_is_where_jumps_start(opened, name, tau):
+    objective = dataclasses.replace(opened[1][0].objective, boundaries=BOUNDARIES[name])
+    assert icd_report.dynamic_threshold(objective) == tau
+
+
 def test_edit_takes_both_models_from_a_run(runs, opened, tmp_path, monkeypatch):
     """What the method reads; the method itself is tested in test_edit_methods."""
     picture, asked = tmp_path / "in.png", []
@@ -218,7 +286,7 @@ def test_sample_with_a_run(runs, opened, tmp_path, capsys, monkeypatch):
 
 
 def test_mistakes_in_the_teacher_and_the_partner(runs, opened, tiny_world, monkeypatch):
-    monkeypatch.setattr(stage2, "open_run", lambda workdir: dict(zip(runs, opened, strict=True))[workdir])
+    monkeypatch.setattr(teacher, "open_run", lambda workdir: dict(zip(runs, opened, strict=True))[workdir])
 
     of_run = f"teacher.workdir={runs[0]}"
     cases = [

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from sdd_jax.config import validate
 from sdd_jax.data import portraits
-from sdd_jax.data.records import PortraitSource, to_float
+from sdd_jax.data.records import to_float
 from sdd_jax.diffusion.schedule import Schedule, add_noise
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.images import write_grid
@@ -122,17 +122,24 @@ def comparison(objective: GuidanceDistillation) -> Callable[[Params, Frozen], tu
     return draw
 
 
-def heldout_ids(model: ModelBundle, count: int) -> dict[str, jax.Array]:
-    """The canonical captions of the first held-out portraits, as a batch's text."""
-    chosen = [portraits.portrait(i) for i in portraits.split_indices("heldout")[:count]]
-    rows = [token_ids(model, portraits.caption(portrait.attributes)) for portrait in chosen]
+def heldout_ids(model: ModelBundle, count: int, block: int = 0) -> dict[str, jax.Array]:
+    """The canonical captions of the `block`-th `count` held-out portraits, as a batch's text."""
+    rows = [token_ids(model, portraits.caption(portrait.attributes)) for portrait in heldout(count, block)]
     return {name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
-def heldout_images(count: int) -> np.ndarray:
-    """The first held-out portraits, f32[count,64,64,3]."""
-    source = PortraitSource("heldout", count, cached=False)
-    return np.stack([to_float(source[i]["image"]) for i in range(count)])
+def heldout_images(count: int, block: int = 0) -> np.ndarray:
+    """The `block`-th `count` held-out portraits, f32[count,64,64,3]."""
+    return np.stack([to_float(portraits.image(portrait)) for portrait in heldout(count, block)])
+
+
+def heldout(count: int, block: int = 0) -> list[portraits.Portrait]:
+    """The `block`-th `count` held-out portraits, the first ones again after the last; ValueError for too many."""
+    indices = portraits.split_indices("heldout")
+    if not 1 <= count <= len(indices):
+        raise ValueError(f"{count} held-out portraits: ask for 1 .. {len(indices)}")
+    start = block % (len(indices) // count) * count
+    return [portraits.portrait(i) for i in indices[start : start + count]]
 
 
 def report(workdir: Path, flags: ReportFlags) -> str:
@@ -153,8 +160,8 @@ def report(workdir: Path, flags: ReportFlags) -> str:
 def measure(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
     """`relative_rmse@w` at each scale, and the cost in F of a guided prediction, by student and by teacher.
 
-    options: samples, 64 held-out portraits by default; scales, the trained ones by default. Each portrait is noised to
-    a time of its own, spread evenly over the schedule, with one draw of noise.
+    options: samples, 64 held-out portraits by default, others for each seed; scales, the trained ones by default. Each
+    portrait is noised to a time of its own, spread evenly over the schedule, with one draw of noise.
 
     Raises:
         ValueError: not a run of this task on portraits.
@@ -165,7 +172,8 @@ def measure(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict
     if not isinstance(objective, GuidanceDistillation) or job.config.data.source != "portraits":
         raise ValueError(f"--workdir={workdir}: only guidance distillation on portraits can be measured here")
     model, samples = objective.model, int(options.get("samples", 64))
-    schedule, ids, images = Schedule(model.alphas_cumprod), heldout_ids(model, samples), heldout_images(samples)
+    schedule = Schedule(model.alphas_cumprod)
+    ids, images = heldout_ids(model, samples, seed), heldout_images(samples, seed)
     t = ((np.arange(samples) + 0.5) * schedule.num_timesteps / samples).astype(np.int32)
 
     @jax.jit

@@ -1,76 +1,38 @@
 """Job of iCD's stage 2: a reverse and a forward model from a teacher that reads its guidance scale, and their exports.
 
-The teacher is a stage-1 run (`config.teacher.workdir`) or a model whose UNet has `time_cond_proj_dim`
-(`config.teacher.model`). Where only one of the two models is trained, the other one comes from the run
-`config.partner.workdir`: frozen for the preservation loss, and to invert and edit with.
+`teacher` reads what it starts from. Drawing and reconstructing are here too, each one program per model and shape: the
+scale enters as a table over time, so that a sweep over scales and thresholds compiles nothing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from sdd_jax.config import validate
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries, solver_grid
 from sdd_jax.images import write_grid
-from sdd_jax.jobs.editing.methods import Static, frozen_of, guided_unet, reads_guidance, usual_guidance
+from sdd_jax.jobs.editing.methods import Static, frozen_of, guided_unet, usual_guidance
 from sdd_jax.jobs.icd.guidance_distill import heldout_ids, heldout_images
+from sdd_jax.jobs.icd.teacher import MODELS, PartnerConfig, TeacherConfig, open_partner, open_teacher
 from sdd_jax.jobs.streams.captioned import CaptionedPortraits, captioned_data, captioned_stream, title, token_ids
 from sdd_jax.models import lora, lora_files
-from sdd_jax.models.bundle import make_bundle
-from sdd_jax.models.hub import tree_hash
-from sdd_jax.models.load import load
 from sdd_jax.models.save import save_component
-from sdd_jax.objectives.guidance_distill import GuidanceDistillation
 from sdd_jax.objectives.icd import ICD
 from sdd_jax.objectives.inputs import text_of
-from sdd_jax.runs import open_run
 from sdd_jax.sampling.editing import BoundaryRoute, dynamic_guidance, prompted
 from sdd_jax.sampling.generate import initial_noise
 from sdd_jax.train import Job, Previews
 from sdd_jax.types import Batch, Frozen, ModelBundle, Params
 
 PREVIEW = 8
-MODELS = ("forward", "reverse")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Where a teacher that reads its guidance scale comes from: a stage-1 run, or a model (and a hub id's revision)."""
-
-    workdir: str = ""
-    model: str = ""
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        if bool(self.workdir) == bool(self.model):
-            raise ValueError(
-                "give either workdir, a run of configs/icd.py (stage 1), or model, a teacher that reads its guidance"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PartnerConfig:
-    """The run that trained the model that this one does not; '' for none."""
-
-    workdir: str = ""
-
-
-class Teacher(NamedTuple):
-    """A teacher: bundle, {'unet', 'vae', 'text_encoder', ...}, and what identifies the weights."""
-
-    model: ModelBundle
-    params: Params
-    content_hash: str
 
 
 def icd(config: ConfigDict) -> Job:
@@ -81,7 +43,7 @@ def icd(config: ConfigDict) -> Job:
     fields = {**config.objective, "boundaries": parse_boundaries(config.objective.boundaries)}
     model, params, content_hash = open_teacher(teacher_config, jnp.dtype(config.dtype), config.remat)
     objective = validate({**fields, "model": model}, ICD, "config.objective")
-    frozen = {**frozen_of(model, params), **_partners(partner, objective, content_hash)}
+    frozen = {**frozen_of(model, params), **open_partner(partner, objective, content_hash)}
     starts = ", ".join(map(str, objective.boundaries.reverse))
     return Job(
         name=f"iCD, data {title(data)}, teacher {model.source}, {' and '.join(objective.trained)} from {starts}",
@@ -109,64 +71,6 @@ def parse_boundaries(text: str) -> Boundaries:
     return Boundaries(reverse=reverse, forward=(int(solver_grid()[0]), *reverse[:-1]))
 
 
-def open_teacher(config: TeacherConfig, dtype: DTypeLike, remat: str) -> Teacher:
-    """Reads the teacher that a config names.
-
-    Raises:
-        ValueError: a run of another task, or a model that does not read its guidance scale.
-    """
-    if not config.workdir:
-        model, params = load(config.model, config.revision, dtype=dtype, remat=remat)
-        if not reads_guidance(model):
-            raise ValueError(
-                f"config.teacher.model={config.model} does not read its guidance scale (no time_cond_proj_dim): "
-                "train stage 1, configs/icd.py, and name its run as config.teacher.workdir"
-            )
-        return Teacher(model, params, model.content_hash)
-    job, trained, step = open_run(Path(config.workdir))
-    objective = job.objective
-    if not isinstance(objective, GuidanceDistillation):
-        raise ValueError(
-            f"config.teacher.workdir={config.workdir} is a {job.config.task!r} run: name one of stage 1, configs/icd.py"
-        )
-    unet = objective.student_unet(trained, job.frozen)
-    student = objective.student
-    model = make_bundle(
-        student.configs, student.tokenize, student.tokenize_2, dtype=dtype, remat=remat,
-        source=f"{config.workdir}, step {step}",
-    )  # fmt: skip
-    params = {"unet": unet, "vae": job.frozen["vae"], **job.frozen["text"]}
-    return Teacher(model, jax.tree.map(lambda x: jnp.asarray(x, dtype), params), tree_hash(unet))
-
-
-def _partners(partner: PartnerConfig, objective: ICD, teacher_hash: str) -> Frozen:
-    """The models that this run does not train, from the partner's run; {} where none is named.
-
-    Raises:
-        ValueError: a partner that is none, or none where a preservation loss needs one.
-    """
-    missing = [name for name in MODELS if name not in objective.trained]
-    if not partner.workdir:
-        if len(objective.trained) == 1 and {"forward_preservation", "reverse_preservation"} & set(objective.terms):
-            raise ValueError(
-                f"config.partner.workdir is empty: a preservation loss of the {objective.trained[0]} model alone needs "
-                f"the run that trained the {missing[0]} model; name it, or set the loss's weight to 0"
-            )
-        return {}
-    where = f"config.partner.workdir={partner.workdir}"
-    if not missing:
-        raise ValueError(f"{where}: this run trains both models; leave it empty")
-    job, params, _ = open_run(Path(partner.workdir))
-    other = job.objective
-    if not isinstance(other, ICD) or missing[0] not in params:
-        raise ValueError(f"{where} is no iCD run that trained the {missing[0]} model")
-    if job.fingerprint["teacher_hash"] != teacher_hash:
-        raise ValueError(f"{where} was distilled from another teacher")
-    if (other.lora, other.boundaries) != (objective.lora, objective.boundaries):
-        raise ValueError(f"{where} has other boundaries or another LoRA than this run's objective")
-    return {missing[0]: params[missing[0]]}
-
-
 def unet_of(objective: ICD, params: Params, frozen: Frozen, name: str) -> Params:
     """The parameters of the 'forward' or 'reverse' UNet, adapters merged.
 
@@ -189,53 +93,48 @@ def editing_model(job: Job, params: Params) -> tuple[ModelBundle, Frozen]:
     return objective.model, {**job.frozen, **unets, "boundaries": objective.boundaries}
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("tau", "ramp_to", "start"))
-def generate(
-    static: Static,
-    frozen: Frozen,
-    ids: Batch,
-    noise: jax.Array,
-    w: jax.Array,
-    *,
-    tau: float = 1.0,
-    ramp_to: float | None = None,
-    start: float = 0.0,
+def scale_over_time(
+    model: ModelBundle, w: jax.Array | float, *, tau: float = 1.0, ramp_to: float | None = None, start: float = 0.0
 ) -> jax.Array:
-    """Images f32[b,H,W,3] of prompts from noise [b,h,w,c]: m evaluations. frozen: as from `editing_model`."""
-    model, guidance = static.model, dynamic_guidance(w, tau, ramp_to, start)
+    """`dynamic_guidance` as a table f32[T], w at each timestep: an argument of programs that serve every schedule."""
+    return dynamic_guidance(w, tau, ramp_to, start)(jnp.arange(len(model.alphas_cumprod)))
+
+
+def generate(
+    static: Static, frozen: Frozen, ids: Batch, noise: jax.Array, w: jax.Array | float, **when: Any
+) -> jax.Array:
+    """Images f32[b,H,W,3] of prompts from noise [b,h,w,c]: m evaluations.
+
+    frozen: as from `editing_model`. w, and when (tau, ramp_to, start): as for `dynamic_guidance`.
+    """
+    return generate_over(static, frozen, ids, noise, scale_over_time(static.model, w, **when))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def generate_over(static: Static, frozen: Frozen, ids: Batch, noise: jax.Array, scales: jax.Array) -> jax.Array:
+    """`generate` with the scale at each timestep, f32[T] (`scale_over_time`)."""
+    model = static.model
     context, added_cond = text_of(model, frozen, ids)
-    network = prompted(guided_unet(model, frozen, frozen["reverse"]), context, guidance, added_cond=added_cond)
+    network = prompted(
+        guided_unet(model, frozen, frozen["reverse"]), context, lambda t: scales[t], added_cond=added_cond
+    )
     return model.decode(frozen["vae"], route_of(model, frozen["boundaries"]).decode(network, noise))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("tau", "ramp_to", "start"))
-def reconstruct(
-    static: Static,
-    frozen: Frozen,
-    ids: Batch,
-    images: jax.Array,
-    noise: jax.Array,
-    encoding_w: jax.Array,
-    w: jax.Array,
-    *,
-    tau: float = 1.0,
-    ramp_to: float | None = None,
-    start: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Images to noise and back, 2m evaluations: (reconstructions f32[b,H,W,3], what the noise is f32[b,h,w,c]).
+@functools.partial(jax.jit, static_argnums=0)
+def invert(
+    static: Static, frozen: Frozen, ids: Batch, images: jax.Array, noise: jax.Array, scales: jax.Array
+) -> jax.Array:
+    """Images to noise f32[b,h,w,c], m evaluations; `generate` brings them back from it.
 
-    encoding_w: of the way up, 1 as published. w, tau, ramp_to, start: of the way down.
+    noise: what is added at the first boundary. scales: `scale_over_time`, 1 everywhere as published.
     """
-    model, route = static.model, route_of(static.model, frozen["boundaries"])
+    model = static.model
     context, added_cond = text_of(model, frozen, ids)
-    up, down = (
-        prompted(guided_unet(model, frozen, frozen[name]), context, guidance, added_cond=added_cond)
-        for name, guidance in (
-            ("forward", dynamic_guidance(encoding_w)), ("reverse", dynamic_guidance(w, tau, ramp_to, start)),
-        )
-    )  # fmt: skip
-    z = route.encode(up, model.encode(frozen["vae"], images), noise)
-    return model.decode(frozen["vae"], route.decode(down, z)), z
+    network = prompted(
+        guided_unet(model, frozen, frozen["forward"]), context, lambda t: scales[t], added_cond=added_cond
+    )
+    return route_of(model, frozen["boundaries"]).encode(network, model.encode(frozen["vae"], images), noise)
 
 
 def draw(job: Job, params: Params, prompt: str, samples: int, seed: int, guidance: float | None) -> np.ndarray:
@@ -245,7 +144,7 @@ def draw(job: Job, params: Params, prompt: str, samples: int, seed: int, guidanc
     """
     objective = job.objective
     assert isinstance(objective, ICD)
-    w = best_scale(objective) if guidance is None else guidance
+    w = usual_scale(objective) if guidance is None else guidance
     if w not in objective.scales:
         raise ValueError(
             f"--guidance={w:g}: this model was trained at {', '.join(f'{one:g}' for one in objective.scales)}"
@@ -258,7 +157,7 @@ def draw(job: Job, params: Params, prompt: str, samples: int, seed: int, guidanc
     ids = {name: jnp.asarray(np.repeat(value[None], samples, 0)) for name, value in row.items()}
     side = model.sample_size
     noise = initial_noise(jax.random.key(seed), (samples, side, side, model.latent_channels))
-    return np.asarray(generate(Static(model), whole, ids, noise, jnp.float32(w)))
+    return np.asarray(generate(Static(model), whole, ids, noise, w))
 
 
 def route_of(model: ModelBundle, boundaries: Boundaries) -> BoundaryRoute:
@@ -266,7 +165,7 @@ def route_of(model: ModelBundle, boundaries: Boundaries) -> BoundaryRoute:
     return BoundaryRoute(boundaries, Schedule(model.alphas_cumprod), model.prediction)
 
 
-def best_scale(objective: ICD) -> float:
+def usual_scale(objective: ICD) -> float:
     """The trained scale that is nearest to the model's usual one."""
     usual = usual_guidance(objective.model, 8.0)
     return min(objective.scales, key=lambda w: abs(w - usual))
@@ -277,7 +176,8 @@ def _previews(objective: ICD) -> Previews:
     static, ids, images = Static(model), heldout_ids(model, PREVIEW), heldout_images(PREVIEW)
     side = images.shape[1] // model.downsampling
     noise = initial_noise(jax.random.key(0), (PREVIEW, side, side, model.latent_channels))
-    one, guided = jnp.float32(1.0), jnp.float32(best_scale(objective))
+    scales = (1.0, usual_scale(objective))
+    unguided = scale_over_time(model, 1.0)
 
     def previews(params: Params, ema: Params | None, frozen: Frozen, step: int, directory: Path) -> None:
         shown = params if ema is None else ema
@@ -285,10 +185,11 @@ def _previews(objective: ICD) -> Previews:
         whole = {**frozen, **unets, "boundaries": objective.boundaries}
         rows = {"held out": images}
         if set(MODELS) <= set(unets):
-            rows["reconstructed"] = np.asarray(reconstruct(static, whole, ids, images, noise, one, one)[0])
+            z = invert(static, whole, ids, images, noise, unguided)
+            rows["reconstructed"] = np.asarray(generate(static, whole, ids, z, 1.0))
         if "reverse" in unets:
-            for w in (one, guided):
-                rows[f"generated, w = {float(w):g}"] = np.asarray(generate(static, whole, ids, noise, w))
+            for w in scales:
+                rows[f"generated, w = {w:g}"] = np.asarray(generate(static, whole, ids, noise, w))
         write_grid(directory / f"{step:08d}.png", list(rows.values()), list(rows))
 
     return previews
