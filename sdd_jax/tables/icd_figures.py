@@ -1,0 +1,142 @@
+"""iCD's figures of dynamic guidance (4a, 5a) and of the training (11) on the embedded world.
+
+Fig. 4a: the mean square error of reconstructions against the threshold T below which guidance is on. Fig. 5a: that
+error against ImageReward for CADS schedules (tau1, tau2), tau1 a line each; here against the classifier's attribute
+accuracy. Both are of the teacher and 50 DDIM steps, as in the paper. Fig. 11: FID and reconstruction error of iCD over
+training iterations, beside those of DDIM. Panels 4b and 5b are pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdd_jax.tables.claims import close, every, order
+from sdd_jax.tables.icd_checks import exponential, rises, settles, undominated
+from sdd_jax.tables.icd_rows import CHOSEN_W, GUIDED, SCHEDULES, STEPS, TRAINING, TWICE, WITH_BOTH
+from sdd_jax.tables.types import Claim, Column, Plot, Row, Table
+
+TAUS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_THRESHOLDS: dict[str, dict[str, float]] = {f"{tau:g}": {"tau": tau} for tau in TAUS}
+DDIM, ICD = "DDIM50", "iCD, 4 steps"
+
+FIG4 = Table(
+    name="icd-fig4",
+    title="Reconstruction against the threshold at which guidance turns on",
+    paper="iCD, figure 4a",
+    note=f"{CHOSEN_W}. tau = 0 is no guidance, 1 constant guidance. The row of iCD is not in the paper.",
+    rows=(
+        Row(name=DDIM, evaluation=SCHEDULES, options={**GUIDED, "points": _THRESHOLDS}, minutes=9.0),
+        Row(name=ICD, training=WITH_BOTH, seeds=TWICE, evaluation=SCHEDULES, options={**GUIDED, "points": _THRESHOLDS}),
+    ),
+    columns=(
+        *(Column(metric=f"mse@{tau:g}", title=f"MSE, tau = {tau:g}", better="lower") for tau in TAUS),
+        Column(metric="w"),
+    ),
+    claims=(
+        Claim(text="the later guidance turns on, the smaller the error", check=rises("mse", DDIM)),
+        Claim(text="it decreases exponentially", check=exponential("mse", DDIM)),
+    ),
+    plots=(Plot(name="mse", metric="mse", label="tau"),),
+)
+
+RAMPS: Mapping[float, tuple[float, ...]] = {
+    0.1: (0.1, 0.4, 0.7, 1.0), 0.4: (0.4, 0.6, 0.8, 1.0), 0.6: (0.6, 0.8, 1.0), 0.7: (0.7, 0.8, 0.9, 1.0),
+    0.8: (0.8, 0.9, 1.0),
+}  # fmt: skip
+OFF, CONSTANT = "constant CFG, off", "constant CFG"
+
+
+def _line(tau: float) -> str:
+    return f"tau1 = {tau:g}"
+
+
+def _schedule(tau: float, to: float) -> dict[str, float]:
+    return {"tau": tau} if to == tau else {"tau": tau, "ramp_to": to}
+
+
+def _traded(name: str, points: Mapping[str, Mapping[str, Any]], **options: Any) -> Row:
+    asked = {**GUIDED, **options, "generation": True, "points": points}
+    return Row(name=name, evaluation=SCHEDULES, options=asked, minutes=1.0 + 1.6 * len(points))
+
+
+_STEPS = tuple(_line(tau) for tau in RAMPS if tau >= 0.7)
+FIG5 = Table(
+    name="icd-fig5",
+    title="Generation against reconstruction under dynamic guidance",
+    paper="iCD, figure 5a",
+    note=f"{CHOSEN_W}. Attribute accuracy in place of ImageReward; tau2 = tau1 is the step that iCD uses.",
+    rows=(
+        *(_traded(_line(tau), {f"{to:g}": _schedule(tau, to) for to in ends}) for tau, ends in RAMPS.items()),
+        _traded(OFF, {"1": {}}, w=1.0),
+        _traded(CONSTANT, {"1": {}}),
+    ),
+    columns=(
+        *(
+            Column(metric=f"{metric}@{tau:g}", title=f"{title}, tau2 = {tau:g}", better=better)
+            for tau in (0.1, 0.4, 0.6, 0.7, 0.8, 1.0)
+            for metric, title, better in (("mse", "MSE", "lower"), ("attributes", "attributes", "higher"))
+        ),
+        Column(metric="w"),
+    ),
+    claims=(
+        *(
+            Claim(
+                text=f"tau = {tau:g}: slightly lower text-to-image performance, significantly better reconstruction "
+                "than constant guidance",
+                check=every(
+                    order(f"mse@{tau:g}", _line(tau), CONSTANT, against="mse@1", better="lower"),
+                    close(f"attributes@{tau:g}", _line(tau), CONSTANT, against="attributes@1", margin=0.05),
+                ),
+            )
+            for tau in (0.7, 0.8)
+        ),
+        Claim(
+            text="settings with tau1 = tau2 do as well as those with tau1 < tau2",
+            check=every(*(undominated(tau, _line(tau), ()) for tau in (0.7, 0.8))),
+        ),
+        Claim(
+            text="tau1 = tau2 = 0.8 is a preferable trade-off",
+            check=undominated(0.8, _line(0.8), tuple(_line(tau) for tau in RAMPS)),
+        ),
+    ),
+    plots=(
+        Plot(name="attributes", metric="attributes", against="mse"),
+        Plot(name="clip", metric="clip_score", against="mse"),
+    ),
+)
+
+LAST = STEPS["stage2"][0]
+FIG11 = Table(
+    name="icd-fig11",
+    title="iCD over its training",
+    paper="iCD, figure 11",
+    note=f"{CHOSEN_W}: samples are guided, reconstructions not (the paper does not say which). Six checkpoints and the "
+    "start; the learning rate falls to zero here and was constant in the paper.",
+    rows=(
+        Row(name=DDIM, evaluation=TRAINING, options={**GUIDED, "samples": 128, "at": (0, LAST)}, minutes=4.0),
+        Row(
+            name=ICD, training=WITH_BOTH, seeds=TWICE, evaluation=TRAINING, options={**GUIDED, "samples": 128},
+            minutes=5.0,
+        ),
+    ),
+    columns=tuple(
+        Column(metric=f"{metric}@{step}", title=f"{title}, step {step}", better="lower")
+        for metric, title in (("frechet", "Frechet"), ("mse", "MSE"))
+        for step in (0, LAST // 2, LAST)
+    ),
+    claims=(
+        Claim(
+            text="training lowers the reconstruction error",
+            check=order(f"mse@{LAST}", ICD, ICD, against="mse@0", better="lower"),
+        ),
+        Claim(
+            text="it converges within the training",
+            check=every(*(settles(metric, ICD) for metric in ("frechet", "mse"))),
+        ),
+    ),
+    plots=(
+        Plot(name="frechet", metric="frechet", label="training iteration"),
+        Plot(name="mse", metric="mse", label="training iteration"),
+    ),
+)  # fmt: skip
