@@ -18,8 +18,8 @@
 Variants combine with commas: `configs/sdd_latent.py:sd15,angry`. The prompt is a template, `config.data.prompt`
 (`sdd_jax/data/prompts.py`). `config.timesteps.path` takes the hqs.json of `python -m sdd_jax.search`; without it the
 search runs at the start, as `config.search` says, and is kept in the cache: the released code's gradients (no Jacobian,
-|d|, w = 100) in the paper's score. Eq. 8 as it stands is `search.jacobian=true`, `search.absolute=false`; at w = 7.5 it
-follows the noise, not the prompt (docs/sdd.md).
+|d|, w = 100) times training's weight sigma_t^2 (`search.weighted`), in the paper's score. Eq. 8 as it stands is
+`search.jacobian=true`, `search.absolute=false`, `search.weighted=false`; docs/sdd.md has the curves of both.
 
 By count a training is 5F x 8 x 750 = 30 000 F and a search 2F x 64 x 17 = 2 200 F with as many passes of the encoder:
 three minutes on two cores at 100 F/s a core, which leaves two of five for compilation, previews and slower cores.
@@ -77,6 +77,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "jacobian": False,
             "pixels": True,
             "absolute": True,
+            "weighted": True,
             "standardize": False,
             "temperature": 1.0,
             "guidance": 100.0,

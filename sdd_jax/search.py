@@ -65,6 +65,7 @@ def _search(argv: Sequence[str]) -> None:
     parser.add_argument("--form", default="jacobian", choices=("jacobian", "sds"), help="of the gradient")
     parser.add_argument("--space", default="pixel", choices=("pixel", "latent"), help="of the gradient")
     parser.add_argument("--absolute", action="store_true", help="score mean |d| over channels, not d")
+    parser.add_argument("--weighted", action="store_true", help="multiply the gradient by sigma_t^2, as training does")
     parser.add_argument("--standardize", action="store_true", help="divide the gradient by its deviation")
     defaults = defaults_of(HQSOptions)
     for name, text in _HELP.items():
@@ -75,6 +76,7 @@ def _search(argv: Sequence[str]) -> None:
         jacobian=flags.form == "jacobian",
         pixels=flags.space == "pixel",
         absolute=flags.absolute,
+        weighted=flags.weighted,
         standardize=flags.standardize,
         **{name: getattr(flags, name) for name in _HELP},
     )

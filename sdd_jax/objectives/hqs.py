@@ -25,6 +25,7 @@ on 2^20 elements from |d| = 1e-4 to 10. H is ln n less the deficit, in float64, 
 | `pixels` | the gradient of the image y | the same, through the encoder |
 | `absolute` | signed, all elements | |d|, mean over channels |
 | `guidance` | not said | 100 |
+| `weighted` | no | no; training multiplies d_t by w(t) = sigma_t^2 (`sdd`, eq. 5), and so does this |
 | score | (12) | H alone or N alone |
 
 `standardize` divides an image's d_t by its standard deviation before (9), which makes H blind to scale; `draws` is the
@@ -59,7 +60,7 @@ THUMBNAIL = 64
 class HQSOptions:
     """What is scored, and on how much.
 
-    jacobian, pixels, absolute, standardize, temperature, guidance, draws: see the module's table.
+    jacobian, pixels, absolute, weighted, standardize, temperature, guidance, draws: see the module's table.
     first, last, stride: the grid of timesteps, both ends included. images: how many. seed: of the noise and of which
     images; different seeds take different images while there are enough.
     """
@@ -67,6 +68,7 @@ class HQSOptions:
     jacobian: bool = True
     pixels: bool = True
     absolute: bool = False
+    weighted: bool = False
     standardize: bool = False
     temperature: float = 1.0
     guidance: float = 100.0
@@ -138,6 +140,7 @@ def measure(
         d = gradient(
             lambda z_t: eps_hat(z_t, t, schedule.at(t), context, w, added_cond=added_cond), z, eps, schedule.at(t)
         )
+        d = schedule.at(t).sigma ** 2 * d if options.weighted else d
         d = pull(d)[0] if options.pixels else d
         deficit = entropy_deficit(softmax_input(d, options))
         return None, (deficit, jnp.sum(jnp.abs(d), axis=(1, 2, 3)), _thumbnail(d[0]))

@@ -80,8 +80,8 @@ FIG4 = Table(
     title="HQS of six prompts, and manipulators trained at a single timestep",
     paper="SDD, Fig. 4: the higher a timestep's HQS, the better it trains",
     note=(
-        f"Scores on two disjoint sets of {SEARCH['images']} portraits; where a row does not say otherwise, from the "
-        "released code's gradients (no Jacobian, |d| of pixels, w = 100) by the paper's eqs. 9-12."
+        f"Scores by eqs. 9-12 on two disjoint sets of {SEARCH['images']} portraits; where a row says nothing else, of "
+        "the released code's gradients (no Jacobian, |d| of pixels, w = 100) times training's weight sigma_t^2."
     ),
     rows=(
         *(scores_row(f"HQS, {edit}", edit, SEARCH) for edit in PROMPTS),

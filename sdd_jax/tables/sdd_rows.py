@@ -29,11 +29,14 @@ SIGNIFICANT = 0.6
 MANIPULATOR, COSTS, EDITOR, ANSWER, SCORES = (
     f"sdd_jax.jobs.sdd.tables:{name}" for name in ("manipulator", "cost", "editor", "answer", "scores")
 )
-SEARCH = {"jacobian": False, "absolute": True, "guidance": 100.0, "images": 64}
+EQ_8 = {"jacobian": True, "absolute": False, "weighted": False, "images": 64}
+RELEASED = {"jacobian": False, "absolute": True, "weighted": False, "guidance": 100.0, "images": 64}
+SEARCH = {**RELEASED, "weighted": True}
 READINGS = {
-    "gradients as released": SEARCH,
-    "eq. 8, w = 100": {**SEARCH, "jacobian": True, "absolute": False},
-    "eq. 8, w = 7.5": {**SEARCH, "jacobian": True, "absolute": False, "guidance": 7.5},
+    "as trainings search": SEARCH,
+    "gradients as released": RELEASED,
+    "eq. 8, w = 100": {**EQ_8, "guidance": 100.0},
+    "eq. 8, w = 7.5": {**EQ_8, "guidance": 7.5},
 }
 COLUMNS = (
     Column(metric="success", better="higher"),

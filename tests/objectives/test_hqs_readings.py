@@ -49,6 +49,7 @@ def gradients_by_hand(options, batch, draw=0, key=0):
     for t in TIMES:
         alpha, sigma = math.sqrt(ACP[t]), math.sqrt(1 - ACP[t])
         d = SLOPE * (alpha * z + sigma * eps) + options.guidance * prompt - eps
+        d = sigma**2 * d if options.weighted else d
         if options.jacobian:
             d = 2 * alpha * SLOPE * d
         if options.pixels:
@@ -65,8 +66,9 @@ def gradients_by_hand(options, batch, draw=0, key=0):
         {"pixels": False, "guidance": 7.5},
         {"jacobian": False, "absolute": True, "temperature": 0.1},
         {"standardize": True, "guidance": 1.0},
+        {"jacobian": False, "absolute": True, "weighted": True},
     ],
-    ids=["paper", "latent", "released", "standardized"],
+    ids=["paper", "latent", "released", "standardized", "weighted"],
 )
 def test_readings_are_those_of_the_gradients_by_hand(changes):
     options, batch = HQSOptions(**changes), batch_of(0, 3)

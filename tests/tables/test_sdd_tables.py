@@ -123,7 +123,8 @@ def test_the_central_claim_is_a_rank_correlation(successes, holds):
 
 def test_the_central_claim_is_asked_of_every_reading():
     eq_8 = "HQS, white hair, eq. 8, w = 7.5"
-    verdict = judge(sdd.FIG4.claims[2], single(np.linspace(0, 1, 9), np.arange(9), eq_8))
+    (claim,) = (claim for claim in sdd.FIG4.claims if claim.check.rows[:2] == (eq_8, sdd.SINGLE[100]))
+    verdict = judge(claim, single(np.linspace(0, 1, 9), np.arange(9), eq_8))
     assert verdict.holds and judge(sdd.FIG4.claims[0], single(np.ones(9), np.ones(9), eq_8)).holds is None
     row = next(row for row in sdd.FIG4.rows if row.name == eq_8)
     assert HQSOptions(**row.options["search"]) == HQSOptions(guidance=7.5, images=64)
