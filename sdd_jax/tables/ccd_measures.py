@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,22 @@ import jax
 import numpy as np
 
 from sdd_jax.config import validate
+from sdd_jax.data import portraits
+from sdd_jax.data.cache import cached_array, renderer_hash
+from sdd_jax.data.records import to_float
 from sdd_jax.evals.instruments import autoencoded, in_batches
+from sdd_jax.images import to_uint8
 from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
-from sdd_jax.jobs.ccd.report import Heldout, copied, measured, open_heldout, sample_all, taught
+from sdd_jax.jobs.ccd.report import (
+    RIVALS,
+    Heldout,
+    copied,
+    measured,
+    open_heldout,
+    rival_portraits,
+    sample_all,
+    taught,
+)
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models.lpips import load_lpips, lpips
 from sdd_jax.runs import read_config
@@ -72,7 +85,8 @@ def heldout(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict
     found = open_heldout(workdir, wanted.samples)
     metrics: dict[str, float] = {}
     pictures = outputs(found, wanted, seed)
-    for at, values in measured(instruments, pictures, found).items():
+    rivals = rivals_of(found.rows["index"]) if found.condition.task == "superres" else None
+    for at, values in measured(instruments, pictures, found, rivals).items():
         values = values | appearance(pictures[at], found.rows["image"])
         if wanted.lpips:
             values["lpips"] = mean_lpips(pictures[at], found.rows["image"], *wanted.lpips)
@@ -102,6 +116,17 @@ def outputs(found: Heldout, wanted: Options, seed: int) -> dict[str, np.ndarray]
 
 def _reconstructed(found: Heldout) -> np.ndarray:
     return autoencoded(found.objective.model, found.job.frozen["vae"], found.rows["image"], BATCH)
+
+
+def rivals_of(index: np.ndarray) -> np.ndarray:
+    """`rival_portraits` of the portraits `index`, f32[n,m,64,64,3], rendered once and kept on disk."""
+
+    def rendered() -> Iterator[np.ndarray]:
+        for start in range(0, len(index), BATCH):
+            yield np.stack([to_uint8(rival_portraits(int(i))) for i in index[start : start + BATCH]])
+
+    shape = (len(index), RIVALS, portraits.SIZE, portraits.SIZE, 3)
+    return to_float(cached_array("rivals", f"{renderer_hash()} {index.tolist()}", shape, "uint8", rendered))
 
 
 def trained_samples(workdir: Path) -> int:

@@ -317,6 +317,17 @@ def test_an_edit_is_exact_where_all_attributes_read_as_asked(monkeypatch):
     assert found["out"] == pytest.approx(expected)
 
 
+def test_rivals_are_rendered_once(array_cache, monkeypatch):
+    """As they are rendered each time; other portraits have others."""
+    index = np.asarray(portraits.split_indices("heldout")[:2])
+    found = ccd_measures.rivals_of(index)
+    np.testing.assert_allclose(found[1], ccd_report.rival_portraits(int(index[1])), atol=1e-6)
+    monkeypatch.setattr(ccd_measures, "rival_portraits", lambda i: pytest.fail("rendered again"))
+    np.testing.assert_array_equal(ccd_measures.rivals_of(index), found)
+    with pytest.raises(pytest.fail.Exception):
+        ccd_measures.rivals_of(index[::-1])
+
+
 def test_samples_of_all_stages_are_counted(tmp_path):
     for name, before, steps in (("gd8", "", 2), ("gd4", "gd8", 2), ("gd", "gd4", 4)):
         start = str(tmp_path / before) if before else ""

@@ -231,13 +231,17 @@ def _model_rows(
 
 
 def measured(
-    instruments: Instruments, outputs: Mapping[str, np.ndarray], heldout: Heldout
+    instruments: Instruments, outputs: Mapping[str, np.ndarray], heldout: Heldout, rivals: np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
-    """The metrics of the run's task for every row of outputs f32[n,H,W,3]."""
+    """The metrics of the run's task for every row of outputs f32[n,H,W,3].
+
+    rivals: of super-resolution, f32[n,m,H,W,3]; None: `rival_portraits` of every row, rendered.
+    """
     if heldout.condition.task != "superres":
         return {name: _conditional(instruments, images, heldout) for name, images in outputs.items()}
     truths, labels = heldout.rows["image"], heldout.labels
-    rivals = np.stack([rival_portraits(int(i)) for i in heldout.rows["index"]])
+    if rivals is None:
+        rivals = np.stack([rival_portraits(int(i)) for i in heldout.rows["index"]])
     return {name: restoration_metrics(instruments, images, truths, labels, rivals) for name, images in outputs.items()}
 
 
