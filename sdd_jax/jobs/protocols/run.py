@@ -1,14 +1,4 @@
-"""`python -m sdd_jax.evaluate --protocol=NAME ...`: the papers' evaluations of a model, a run, or a folder of results.
-
-    --protocol=generation  --model=DIR --csv=generation_coco.csv --samples=5000 --inception=W.pth --reference=coco.npz
-    --protocol=inversion   --model=DIR --method=ddib --csv=FILE.csv --data=IMAGES --lpips=vgg,vgg16.pth,vgg_lin.pth
-    --protocol=editing     --model=DIR --method=p2p --csv=editing_coco.csv --data=IMAGES --clip=DIR --dinov2=DIR
-    --protocol=editing     --model=DIR --method=p2p --data=PIE_BENCH --blend --clip=DIR
-    --protocol=restoration --workdir=RUN --data=DEGRADED --reference=ORIGINALS --inception=W.pth
-
-`--results=DIR` in place of a model measures pictures that something else made: of the same names as the samples' ids or
-images. `--benchmark=portraits` in place of CSV and data takes held-out portraits. Without weights for any measure,
-results are measured by PSNR and SSIM and, of the embedded world, by its own CLIP.
+"""A protocol's run: makes the pictures, measures them and reports; its command line is `flags`.
 
 Pictures go to OUT/images, one line each to OUT/made.jsonl and OUT/scores-HASH.jsonl: the same command continues where
 an interrupted one stopped; the summary is OUT/metrics.json. Inversion is an editing method asked to change nothing.
@@ -30,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdd_jax.command import Parser
 from sdd_jax.data.decode import read_picture
 from sdd_jax.evals.fid import fid, inception_network
 from sdd_jax.evals.protocols.benchmarks import (
@@ -54,11 +43,11 @@ from sdd_jax.evals.protocols.measures import (
 from sdd_jax.evals.protocols.portraits import write_benchmark
 from sdd_jax.evals.protocols.split import is_first, own, wait_for_all
 from sdd_jax.images import write_png
+from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import Maker, make_maker
 from sdd_jax.jobs.protocols.world import World, load_world
-from sdd_jax.training.distributed import add_process_flags, join_processes, last_word
+from sdd_jax.training.distributed import join_processes, last_word
 
-PROTOCOLS = ("generation", "inversion", "editing", "restoration")
 WEIGHTS = ("clip", "dinov2", "lpips", "image_reward", "vocabulary", "world")
 _log = logging.getLogger("sdd_jax")
 
@@ -69,8 +58,7 @@ def run_protocol(arguments: Sequence[str]) -> str:
     Raises:
         FileNotFoundError, ValueError: in one line, before anything is made, what is wrong with flags, files or weights.
     """
-    flags = _parser().parse_args(arguments)
-    _check(flags)
+    flags = parse(arguments)
     if flags.distributed:
         join_processes(flags.heartbeat)
     with last_word():
@@ -95,59 +83,6 @@ def _run(flags: argparse.Namespace) -> str:
         if world is not None and Path(reference).is_dir():
             summary["world_frechet"] = 100 * fid(files, reference, world.network, world.prepare)
     return _report(flags, summary, len(items)) if is_first() else ""
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m sdd_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", help='"portraits", a directory or a hub id')
-    which.add_argument("--workdir", type=Path, help="a run")
-    which.add_argument("--results", type=Path, help="a folder of pictures made by something else")
-    parser.add_argument("--revision", help="of a hub id")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a model")
-    parser.add_argument("--csv", default="", help="the benchmark's prompts or edits")
-    parser.add_argument("--data", default="", help="the benchmark's images; PIE-bench's directory; degraded images")
-    parser.add_argument("--reference", default="", help="folder, or .npz of statistics, for FID; originals")
-    parser.add_argument("--benchmark", default="", choices=("", "portraits"), help="in place of --csv and --data")
-    parser.add_argument("--samples", type=int, default=0, help="the first so many; 0: all")
-    parser.add_argument("--method", default="", help="of inversion and editing")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
-    parser.add_argument("--blend", action="store_true", help="give the method each sample's blended words")
-    parser.add_argument("--steps", type=int, default=50, help="of generation and restoration")
-    parser.add_argument("--guidance", type=float, default=7.5, help="of generation; 1 is off")
-    parser.add_argument("--size", type=int, default=0, help="side of pictures; 0: the model's own")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--clip", default="", help="directory of a CLIP")
-    parser.add_argument("--dinov2", default="", help="directory of a DINOv2")
-    parser.add_argument("--lpips", default="", metavar="NAME,BACKBONE,LINEAR", help="alex or vgg and its two files")
-    parser.add_argument("--inception", default="", help="pytorch-fid's weights")
-    parser.add_argument("--image-reward", default="", help="ImageReward.pt; needs --vocabulary")
-    parser.add_argument("--vocabulary", default="", help="vocab.txt of bert-base-uncased")
-    parser.add_argument("--world", default="", help='the embedded world that measures: "portraits" or a directory')
-    parser.add_argument("--out", required=True, type=Path)
-    add_process_flags(parser)
-    return parser
-
-
-def _check(flags: argparse.Namespace) -> None:
-    if flags.batch < 1 or flags.samples < 0 or flags.size < 0:
-        raise ValueError(f"--batch={flags.batch} --samples={flags.samples} --size={flags.size}: not such numbers")
-    if bool(flags.image_reward) != bool(flags.vocabulary):
-        raise ValueError("--image-reward and --vocabulary: ImageReward needs its weights and BERT's vocab.txt, both")
-    if flags.lpips and (len(flags.lpips.split(",")) != 3 or flags.lpips.split(",")[0] not in ("alex", "vgg")):
-        raise ValueError(
-            f"--lpips={flags.lpips}: give alex or vgg, the backbone's file and the linear weights', by commas"
-        )
-    if flags.protocol in ("inversion", "editing") and not (flags.method or flags.results):
-        raise ValueError(f"--protocol={flags.protocol} needs --method: one of python -m sdd_jax.edit's")
-    if flags.benchmark and (flags.csv or flags.data):
-        raise ValueError("--benchmark brings its own --csv and --data: leave them out")
-    if flags.inception and not (flags.reference or flags.protocol == "restoration" or flags.benchmark):
-        raise ValueError("--inception: FID needs --reference, a folder of real images or their statistics .npz")
 
 
 def _benchmark(flags: argparse.Namespace) -> tuple[list[Item], str]:
