@@ -35,7 +35,8 @@ from ml_collections import ConfigDict
 from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of, load_config, split_overrides, to_plain
 from sdd_jax.data.degrade_kernels import sharpen
-from sdd_jax.data.latent_records import LatentWriter, Manifest, sharpening
+from sdd_jax.data.latent_records import LatentWriter, Manifest
+from sdd_jax.data.latent_rows import sharpening
 from sdd_jax.data.pipeline import HostBatch, Prefetch, Source, make_stream
 from sdd_jax.data.records import PortraitSource, Record, Transform
 from sdd_jax.data.restoration import caption_of
@@ -56,7 +57,7 @@ class Pictures(NamedTuple):
 
     source: records with `image` u8[H,W,3]. caption: record, generator -> its prompt. settings: all that the records
     depend on, for the manifest; among it `sharpening` (what is done to a picture before it is encoded, see
-    `latent_records.sharpening`) and `pictures` (whether the record holds the picture too).
+    `latent_rows.sharpening`) and `pictures` (whether the record holds the picture too).
     """
 
     source: Source

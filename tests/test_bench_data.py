@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdd_jax import bench_data
-from sdd_jax.data.latent_records import text_to_image
+from sdd_jax.data.latent_rows import text_to_image
 from sdd_jax.data.pipeline import make_stream
 
 

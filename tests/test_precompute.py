@@ -14,7 +14,8 @@ from sdd_jax import precompute as command
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data import portraits
 from sdd_jax.data.degrade_spec import preset
-from sdd_jax.data.latent_records import MANIFEST, LatentRecords, degraded_latents, text_to_image
+from sdd_jax.data.latent_records import MANIFEST, LatentRecords
+from sdd_jax.data.latent_rows import degraded_latents, text_to_image
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.records import PortraitSource, to_float
 from sdd_jax.objectives.inputs import latents_of, text_of

@@ -14,10 +14,8 @@ from sdd_jax.data.latent_records import (
     LatentRecords,
     LatentWriter,
     Manifest,
-    degraded_latents,
-    sharpening,
-    text_to_image,
 )
+from sdd_jax.data.latent_rows import degraded_latents, sharpening, text_to_image
 from sdd_jax.data.pipeline import make_stream
 
 COUNT, SHARD = 7, 3

@@ -13,7 +13,8 @@ from sdd_jax.config import validate
 from sdd_jax.data import conditions
 from sdd_jax.data.conditions import Condition, FilePairs
 from sdd_jax.data.degrade_spec import DegradeSpec, preset
-from sdd_jax.data.latent_records import LatentRecords, degraded_latents, text_to_image
+from sdd_jax.data.latent_records import LatentRecords
+from sdd_jax.data.latent_rows import degraded_latents, text_to_image
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.records import PortraitSource, Transform
 from sdd_jax.data.restoration import degraded_images, degraded_portraits
