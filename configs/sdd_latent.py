@@ -94,7 +94,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "guidance": 7.5,
             "top_k": ml_collections.config_dict.placeholder(int),
             "sds_weight": 1.0,
-            "l2_weight": 0.1 if edit == "side_view" else 0.3,
+            "l2_weight": 0.3 if edit == "side_view" else 1.0,
             "identity_weight": 0.0,
         }
     )

@@ -63,6 +63,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         }
     )
     config.data.truncation = 1.0
+    config.objective.l2_weight = 0.1 if edit == "side_view" else 0.3
     if set(FACES) & set(names):
         _faces(config, edit, names)
     if "random" in names:
