@@ -29,8 +29,8 @@ SIGNIFICANT = 0.6
 MANIPULATOR, COSTS, EDITOR, ANSWER, SCORES = (
     f"sdd_jax.jobs.sdd.tables:{name}" for name in ("manipulator", "cost", "editor", "answer", "scores")
 )
-EQ_8 = {"jacobian": True, "absolute": False, "weighted": False, "images": 64}
-RELEASED = {"jacobian": False, "absolute": True, "weighted": False, "guidance": 100.0, "images": 64}
+EQ_8: dict[str, Any] = {"jacobian": True, "absolute": False, "weighted": False, "images": 64}
+RELEASED: dict[str, Any] = {"jacobian": False, "absolute": True, "weighted": False, "guidance": 100.0, "images": 64}
 SEARCH = {**RELEASED, "weighted": True}
 READINGS = {
     "as trainings search": SEARCH,
