@@ -3,6 +3,7 @@ are measured."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from sdd_jax.data.conditions import draw_edit
 from sdd_jax.evals.instruments import Readings
 from sdd_jax.jobs.ccd import report as ccd_report
 from sdd_jax.jobs.ccd.data import ConditionConfig, heldout_rng
+from sdd_jax.objectives.ccd import CCD
 from sdd_jax.tables import TABLES as TABLE_NAMES
 from sdd_jax.tables import ccd, ccd_grids, ccd_measures, ccd_rows, ccd_tasks, find_table
 from sdd_jax.tables.cache import Cache
@@ -297,6 +299,32 @@ def test_a_copy_of_a_masked_picture_has_its_hole_filled():
     found = ccd_report.copied(heldout_of("inpaint", condition=np.concatenate([shown, mask], -1)))
     np.testing.assert_allclose(found[0, ..., 0].ravel(), [0.3, 0.6, 0.9, 0.6], rtol=1e-6)
     np.testing.assert_array_equal(ccd_report.copied(heldout_of("depth", condition=shown)), shown)
+
+
+def test_inpainting_stands_beside_its_fill_and_the_teacher_in_the_hole(monkeypatch):
+    """The rows of an evaluation, in order; the teacher is asked without the condition, and known pixels stay."""
+    asked = []
+
+    def make_sampler(objective, *_):
+        def sampler(params, frozen, hint, ids, key, steps, guidance):
+            asked.append((hint is None, steps, guidance))
+            return np.full((len(ids), 2, 2, 3), steps / 100, np.float32)
+
+        return sampler
+
+    monkeypatch.setattr(ccd_report, "make_sampler", make_sampler)
+    monkeypatch.setattr(ccd_report, "autoencoded", lambda model, vae, images, batch: images)
+    objective = CCD(model=SimpleNamespace(), adapter=None)
+    job = SimpleNamespace(objective=objective, frozen={"vae": {}}, config=SimpleNamespace(task="ccd"))
+    condition = np.array([-1, 0.3, 0, 0], "f4").reshape(1, 2, 2, 1) * np.ones((3, 2, 2, 3), "f4")
+    mask = np.array([-1, -1, 1, 1], "f4").reshape(1, 2, 2, 1) * np.ones((3, 2, 2, 1), "f4")
+    rows = {"image": condition, "condition": np.concatenate([condition, mask], -1), "input_ids": np.zeros((3, 4))}
+    found = ccd_report.draw(heldout_of("inpaint", **rows)._replace(job=job), (), 0, 2, ())
+    models = ["CCD, 1 step", "CCD, 2 steps", "CCD, 4 steps"]
+    assert list(found) == ["hole filled", "teacher, 50 steps, w = 3", *models, "autoencoder"]
+    np.testing.assert_allclose(found["teacher, 50 steps, w = 3"][2, ..., 1], [[-1, 0.3], [0.5, 0.5]])
+    np.testing.assert_allclose(found["hole filled"][0, ..., 0], [[-1, 0.3], [-0.35, -0.35]], rtol=1e-6)
+    assert asked == [(True, 50, 3.0)] * 2 + [(False, n, 1.0) for n in (1, 2, 4) for _ in range(2)]
 
 
 def test_an_edit_is_exact_where_all_attributes_read_as_asked(monkeypatch):
