@@ -64,7 +64,8 @@ def editing(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict
 def editing_curve(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
     """`metric@x` at each of options["points"], {x: settings of the method that differ there}, x a number as text."""
     wanted = validate({name: value for name, value in options.items() if name != "points"}, EditingOptions, "options")
-    subject, metrics = _opened(workdir, wanted), {}
+    subject = _opened(workdir, wanted)
+    metrics: dict[str, float] = {}
     for x, settings in options["points"].items():
         at_x = dataclasses.replace(wanted, settings={**wanted.settings, **settings})
         found = _measured(subject, at_x, seed).metrics[wanted.method]["all"]

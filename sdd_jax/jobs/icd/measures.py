@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.config import validate
@@ -30,7 +29,17 @@ from sdd_jax.evals.generation import generation_metrics
 from sdd_jax.evals.instruments import Instruments
 from sdd_jax.evals.inversion import inversion_metrics, normal_nll
 from sdd_jax.jobs.icd.job import editing_model, scale_over_time
-from sdd_jax.jobs.icd.subjects import Heldout, Protocol, Subject, icd_subject, open_subject, read_heldout, scales_of
+from sdd_jax.jobs.icd.subjects import (
+    Heldout,
+    Protocol,
+    Subject,
+    decoded,
+    encoded,
+    icd_subject,
+    open_subject,
+    read_heldout,
+    scales_of,
+)
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.jobs.world.report import caption_embedder
 from sdd_jax.models.load import load
@@ -68,12 +77,11 @@ def encoding(workdir: Path | None, seed: int, options: Options) -> dict[str, flo
     subject = open_subject(workdir, protocol)
     data, instruments = read_heldout(subject.model, protocol.samples, seed), _instruments(protocol)
     real, up = feature_stats([instruments.read(data.images).embedding]), scales_of(protocol, subject.model)[1]
-    z = data.in_batches(lambda which, ids: subject.encode(ids, data.images[which], data.noise[which], up))
+    z = encoded(subject, data, up)
     metrics = {"nll": normal_nll(z)}
     for name, fields in options["decodings"].items():
         way = validate({**_without(options, "decodings"), **fields}, Protocol, f"options.decodings.{name}")
-        down = scales_of(way, subject.model)[2]
-        images = data.in_batches(lambda which, ids, s=down: subject.generate(ids, z[which], s))
+        images = decoded(subject, data, z, scales_of(way, subject.model)[2])
         found = feature_stats([instruments.read(images).embedding])
         metrics[f"frechet_{name}"] = 100 * frechet_distance(found, real)
     return metrics
@@ -88,13 +96,11 @@ def schedules(workdir: Path | None, seed: int, options: Options) -> dict[str, fl
     protocol = validate(settings, Protocol, "options")
     subject, instruments = open_subject(workdir, protocol), _instruments(protocol)
     data, (w, up, _) = read_heldout(subject.model, protocol.samples, seed), scales_of(protocol, subject.model)
-    z = data.in_batches(lambda which, ids: subject.encode(ids, data.images[which], data.noise[which], up))
-    metrics = {"w": w}
+    z, metrics = encoded(subject, data, up), {"w": w}
     for x, fields in options["points"].items():
         way = validate({**settings, **fields}, Protocol, f"options.points.{x}")
         down = scales_of(way, subject.model)[2]
-        outputs = data.in_batches(lambda which, ids, s=down: subject.generate(ids, z[which], s))
-        found = inversion_metrics(instruments, outputs, data.images, z)
+        found = inversion_metrics(instruments, decoded(subject, data, z, down), data.images, z)
         metrics |= {f"{name}@{float(x):g}": found[name] for name in RECONSTRUCTION}
         if options.get("generation"):
             drawn = drawn_metrics(subject, data, down, protocol)[0]
@@ -116,7 +122,7 @@ def training(workdir: Path | None, seed: int, options: Options) -> dict[str, flo
     objective = job.objective
     if not isinstance(objective, ICD):
         raise ValueError(f"--workdir={workdir} is a {job.config.task!r} run: this measures runs of iCD's stage 2")
-    metrics = {}
+    metrics: dict[str, float] = {}
     for step in (0, *checkpoints(workdir)):
         params = objective.init(jax.random.key(0), job.frozen) if step == 0 else params_at(workdir, step)
         found = _trained_metrics(icd_subject(*editing_model(job, params)), protocol, seed)
@@ -151,15 +157,15 @@ def params_at(workdir: Path, step: int) -> Params:
 
 def reconstructed(subject: Subject, data: Heldout, up: jax.Array, down: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """Portraits to noise and back: (images f32[n,H,W,3], the noise f32[n,h,w,c])."""
-    z = data.in_batches(lambda which, ids: subject.encode(ids, data.images[which], data.noise[which], up))
-    return data.in_batches(lambda which, ids: subject.generate(ids, jnp.asarray(z[which]), down)), z
+    z = encoded(subject, data, up)
+    return decoded(subject, data, z, down), z
 
 
 def drawn_metrics(
     subject: Subject, data: Heldout, scales: jax.Array, protocol: Protocol
 ) -> tuple[dict[str, float], np.ndarray]:
     """`evals.generation` of samples of the portraits' captions, and the samples f32[n,H,W,3]."""
-    drawn = data.in_batches(lambda which, ids: subject.generate(ids, data.noise[which], scales))
+    drawn = decoded(subject, data, data.noise, scales)
     instruments = _instruments(protocol)
     captions = _caption_embeddings(
         protocol.world, instruments, [portraits.caption(one.attributes) for one in data.chosen]

@@ -168,6 +168,18 @@ def read_heldout(model: ModelBundle, samples: int, seed: int) -> Heldout:
     return Heldout(chosen, heldout_ids(model, samples, seed), images, labels, np.asarray(noise))
 
 
+def encoded(subject: Subject, data: Heldout, scales: jax.Array) -> np.ndarray:
+    """The portraits' noise f32[n,h,w,c]; scales: of the way up."""
+    return data.in_batches(
+        lambda which, ids: subject.encode(ids, data.images[which], jnp.asarray(data.noise[which]), scales)
+    )
+
+
+def decoded(subject: Subject, data: Heldout, noise: np.ndarray, scales: jax.Array) -> np.ndarray:
+    """Pictures f32[n,H,W,3] of the portraits' captions from noise [n,h,w,c]; scales: of the way down."""
+    return data.in_batches(lambda which, ids: subject.generate(ids, jnp.asarray(noise[which]), scales))
+
+
 def scales_of(protocol: Protocol, model: ModelBundle) -> tuple[float, jax.Array, jax.Array]:
     """(w, the way up, the way down): the scale, chosen by `guided_scale` where it is None, and its tables f32[T]."""
     w, up = (
@@ -178,7 +190,10 @@ def scales_of(protocol: Protocol, model: ModelBundle) -> tuple[float, jax.Array,
     return w, scale_over_time(model, up, tau=protocol.encoding_tau), down
 
 
-def guided_scale(teacher: str, world: str, candidates: Sequence[float] = CANDIDATES, samples: int = CHOSEN_ON) -> float:
+@functools.cache
+def guided_scale(
+    teacher: str, world: str, candidates: tuple[float, ...] = CANDIDATES, samples: int = CHOSEN_ON
+) -> float:
     """The guidance scale that a teacher is guided with, by rule: the smallest of the best.
 
     Of the scales above 1 that stage 1 trains, the smallest at which 50 DDIM steps show the attributes of captions as
@@ -192,8 +207,7 @@ def guided_scale(teacher: str, world: str, candidates: Sequence[float] = CANDIDA
     def measured() -> Iterator[np.ndarray]:
         subject, data = ddim_subject(model, frozen_of(model, params)), read_heldout(model, samples, block)
         for w in candidates:
-            scales = scale_over_time(model, w)
-            drawn = data.in_batches(lambda which, ids, s=scales: subject.generate(ids, data.noise[which], s))
+            drawn = decoded(subject, data, data.noise, scale_over_time(model, w))
             yield np.asarray([np.mean(instruments.read(drawn).labels == data.labels)])
 
     key = f"{tree_hash(params)} {tree_hash(instruments.classifier[1])} {renderer_hash()} {candidates} {samples}"
