@@ -220,6 +220,26 @@ def test_a_run_is_measured_at_its_checkpoints(runs, opened, tiny_world):
     assert found["mse@0"] != found["mse@2"], "the start is the untrained student"
 
 
+def test_noise_is_judged_by_what_is_drawn_from_it(tiny_model, tiny_world, monkeypatch):
+    """A model that draws the portraits themselves without guidance, and their negatives with it, from noise of 0."""
+    model, images = tiny_model[0], stage1.heldout_images(3)
+    subject = subjects.Subject(
+        model,
+        lambda ids, noise, scales: images if scales[600] == 1 else -images,
+        lambda ids, x, noise, scales: (scales[600] - 1) * jnp.ones((3, 2, 2, 4)),
+    )
+    monkeypatch.setattr(measures, "open_subject", lambda workdir, protocol: subject)
+    ways = {"off": {"w": 1.0}, "0.5": {"w": 3.0, "tau": 0.5}, "constant": {"w": 3.0}}
+    options = {"samples": 3, "world": str(tiny_world), "decodings": ways}
+    found = measures.encoding(None, 0, options)
+    assert abs(found["frechet_off"]) < 1e-4 and found["frechet_0.5"] == found["frechet_off"]
+    assert found["frechet_constant"] > 1e-3
+    assert found["nll"] == pytest.approx(0.918939), "of zeros"
+    guided = measures.encoding(None, 0, {**options, "encoding_w": 3.0})
+    assert guided["nll"] == pytest.approx(2 + 0.918939), "of twos"
+    assert measures.encoding(None, 0, {**options, "encoding_w": 3.0, "encoding_tau": 0.5})["nll"] == found["nll"]
+
+
 def test_the_teachers_unguided_pass_is_guidance_of_one(tiny_model, tiny_world):
     model, params = tiny_model
     subject = subjects.ddim_subject(model, frozen_of(model, params), steps=2)
