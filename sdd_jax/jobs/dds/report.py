@@ -43,8 +43,8 @@ from sdd_jax.types import Frozen, ModelBundle
 
 BATCH = 24
 SHOWN = 8
-SDEDIT = {"sdedit": {"steps": 50, "strength": 1.0}}
-EDITORS = {**SDEDIT, "pnp": {"steps": 50}}
+SDEDIT: dict[str, dict[str, Any]] = {"sdedit": {"steps": 50, "strength": 1.0}}
+EDITORS: dict[str, dict[str, Any]] = {**SDEDIT, "pnp": {"steps": 50}}
 Measure = Callable[[np.ndarray, EditPairs], dict[str, float]]
 _log = logging.getLogger("sdd_jax")
 
