@@ -37,7 +37,7 @@ def _stars(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
 def _background(a: Attributes, n: Nuisance, truth: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Image f32[3, 64, 64] and depth f32[64, 64] of what is behind the bust."""
     across, down = CENTRES[None, :] / SIZE - np.float32(0.5), CENTRES[:, None] / SIZE - np.float32(0.5)
-    ramp = down + np.float32(0.5 * n.gradient) * across
+    ramp = down + np.float32(n.gradient) * across
     tint = colour(7, 2, -7) * np.float32(n.hue)
     number = np.arange(24, dtype=np.float64)
     depth: np.ndarray | None = np.zeros((SIZE, SIZE), np.float32) if truth else None
@@ -52,13 +52,13 @@ def _background(a: Attributes, n: Nuisance, truth: bool) -> tuple[np.ndarray, np
     if a.background == "night":
         canvas = Canvas(colour(20, 24, 66) + tint + ramp * colour(26, 16, 50))
         side = 1 if n.side < 0 else -1  # the moon is where no tail is
-        canvas.paint(ellipse(32 + 23 * side, 9 + 3 * n.gradient, 5.5, 5.5), colour(250, 240, 190), lit=False)
+        canvas.paint(ellipse(32 + 23 * side, 11 + 5 * n.gradient, 5.5, 5.5), colour(250, 240, 190), lit=False)
         xs, ys = _fraction(n.texture * 5 + number * 0.618) * SIZE, _fraction(n.texture * 11 + number * 0.755) * 56
         _stars(canvas.image, xs[:16], ys[:16])
         return canvas.image, depth
     if a.background == "field":
         canvas = Canvas(colour(214, 232, 240) + tint + ramp * colour(20, 10, -10))
-        horizon = 27 + 4 * n.gradient
+        horizon = 27 + 6 * n.gradient
         hill = horizon + 3 * np.sin(CENTRES / 9 + 6.28 * n.texture).astype(np.float32)
         cover = np.clip(CENTRES[:, None] - hill[None, :] + np.float32(0.5), 0, 1)
         stripe = 1 + np.float32(0.07) * np.sin(CENTRES[:, None] * 0.9 + across * 3 + np.float32(12 * n.texture))
@@ -85,8 +85,8 @@ def _light(canvas: Canvas, head: Head, n: Nuisance) -> None:
     rr = u * u + v * v
     norm = 1 / np.sqrt(np.maximum(rr, 1))
     z = np.sqrt(np.maximum(1 - rr, 0))
-    along = (np.sin(n.light) * u - np.cos(n.light) * v) * norm * np.float32(0.75) + z * np.float32(0.6)
-    canvas.shade = (np.float32(0.9) + np.float32(0.15) * along).astype(np.float32)
+    along = (np.sin(n.light) * u - np.cos(n.light) * v) * norm * np.float32(0.75) + z * np.float32(0.4)
+    canvas.shade = (np.float32(0.88) + np.float32(0.4) * along).astype(np.float32)
 
 
 def _behind(canvas: Canvas, a: Attributes, n: Nuisance, head: Head, skin: Colour) -> None:

@@ -2,8 +2,7 @@
 
     L = sum_a CE(softmax(logits_a(x')), label_a)
 
-x' is the image after a random blend with its own 3x3 blur and a little Gaussian noise, so that the classifier also
-reads VAE reconstructions and generated pictures, which are softer than renders.
+x' is the softened image (`softening`).
 
 Batch: `image` f32[b,H,W,3], `labels` i32[b, attributes]. Cost: 3 tower forwards.
 """
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from sdd_jax.models.towers import TowerConfig, apply_tower, init_tower, split_logits
+from sdd_jax.objectives.softening import soften
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
 
 
@@ -48,16 +48,3 @@ class Classification:
     def phases(self) -> tuple[Phase, ...]:
         """One update of every parameter."""
         return (Phase(self.loss),)
-
-
-def soften(rng: jax.Array, image: jax.Array, noise: float) -> jax.Array:
-    """Blends each image of f32[b,H,W,c] with its blur by a random share and adds noise of a random deviation."""
-    keys = jax.random.split(rng, 3)
-    shape = (image.shape[0], 1, 1, 1)
-    share = jax.random.uniform(keys[0], shape)
-    deviation = jax.random.uniform(keys[1], shape, maxval=noise)
-    kernel = jnp.array([0.25, 0.5, 0.25])
-    padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = sum((kernel[i] * padded[:, i : i + image.shape[1]] for i in range(3)), start=jnp.zeros(()))
-    blurred = sum((kernel[i] * rows[:, :, i : i + image.shape[2]] for i in range(3)), start=jnp.zeros(()))
-    return (1 - share) * image + share * blurred + deviation * jax.random.normal(keys[2], image.shape)

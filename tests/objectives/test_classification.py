@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sdd_jax.models.towers import TowerConfig, apply_tower
-from sdd_jax.objectives.classification import Classification, soften
+from sdd_jax.objectives.classification import Classification
 from sdd_jax.objectives.regression import Regression
+from sdd_jax.objectives.softening import soften
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 TOWER = TowerConfig(widths=(4,), strides=(4,), outputs=5, groups=2, image_size=8)
@@ -57,10 +58,10 @@ def test_the_noise_has_a_random_deviation_and_no_mean():
     assert 0 < deviations.min() < 0.02 and 0.08 < deviations.max() < 0.103
 
 
-def test_regression_is_the_mean_squared_error(image):
+def test_regression_is_the_mean_squared_error_on_the_softened_image(image):
     method = Regression(tower=TOWER)
     params = jax.jit(lambda key: method.init(key, {}))(jax.random.key(0))
     targets = jax.random.normal(jax.random.key(2), (3, 5))
     loss, _ = method.loss(params, {}, {"image": image, "targets": targets}, jax.random.key(3), jnp.asarray(0))
-    predicted = apply_tower(TOWER, params, image)[0]
+    predicted = apply_tower(TOWER, params, soften(jax.random.key(3), image, 0.1))[0]
     np.testing.assert_allclose(loss, np.mean((np.asarray(predicted) - np.asarray(targets)) ** 2), rtol=1e-5)
