@@ -18,9 +18,13 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from sdd_jax.models.attention import AttentionEdit, Transformer2DModel
-from sdd_jax.models.layers import Conv, Dense, GroupNorm, PointwiseConv
+from sdd_jax.models.layers import PRODUCT, Conv, Dense, GroupNorm, PointwiseConv
 
-REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_saveable, "block": jax.checkpoint_policies.nothing_saveable}
+SAVES = jax.checkpoint_policies
+REMAT_POLICIES = {
+    "dots": SAVES.save_from_both_policies(SAVES.dots_saveable, SAVES.save_only_these_names(PRODUCT)),
+    "block": SAVES.nothing_saveable,
+}
 
 
 def call_layer(remat: str, layer: nn.Module, *arrays: jax.Array | None, edit: AttentionEdit | None) -> jax.Array:

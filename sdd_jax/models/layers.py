@@ -8,6 +8,8 @@ them: `kernel` (HWIO, or `[in, out]`) and `bias` for convolutions and dense laye
                var = E[x^2] - E[x]^2, both in one pass, applied as one gain and offset per channel
     LayerNorm  y = (x - mean) / sqrt(var + eps) * scale_c + bias_c         over channels
 
+`matmul` is a product with its own backward pass, which needs no transposed copy.
+
 Kernels start uniform in +-1/sqrt(fan_in) (PyTorch's default for both kinds), biases at zero.
 """
 
@@ -18,11 +20,48 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
+
+PRODUCT = "product"
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., i] @ kernel [i, o] -> [..., o], named PRODUCT for remat policies; reverse mode only.
+
+    JAX's own gradient of the kernel is a transposed product, for which XLA's CPU compiler first transposes what comes
+    from above; written as x^T g over flattened rows it reads both as they lie.
+    """
+    return checkpoint_name(_matmul(x, kernel), PRODUCT)
+
+
+@jax.custom_vjp
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(saved: tuple[jax.Array, jax.Array], above: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    dx = jax.lax.dot_general(above, kernel, (((above.ndim - 1,), (1,)), ((), ())))
+    rows = x.reshape(-1, x.shape[-1]), above.reshape(-1, above.shape[-1])
+    return dx, jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: object, precision: object = None) -> jax.Array:
+    return matmul(x, kernel)  # what flax's Dense asks for is always this product
+
+
+Dense = functools.partial(nn.Dense, kernel_init=kernel_init, dot_general=_dot_general)
 
 
 class Conv(nn.Module):
@@ -64,7 +103,7 @@ class PointwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", kernel_init, (1, 1, x.shape[-1], self.features)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return x.astype(self.dtype) @ kernel[0, 0] + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return matmul(x.astype(self.dtype), kernel[0, 0]) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class GroupNorm(nn.Module):
