@@ -9,10 +9,10 @@ and the same for `regressor`, `clip`, `vae` (reads the classifier) and `unet` (r
 | variant | network | measured | expected on held-out data |
 | --- | --- | --- | --- |
 | classifier | 5 convolutions, 0.55M | 4 min on one CPU core | >= 98% of every attribute |
-| regressor | the same, 16 outputs | 8 min on one CPU core | mean squared error < .6 of the variance, .1 of the best read |
+| regressor | the same, 16 outputs | 8 min on one CPU core | mean squared error < .6 of the variance |
 | clip | text transformer 128 x 3, image tower 0.5M | 19 min on one CPU core | zero-shot >= 95% of every attribute |
 | vae | AutoencoderKL f=4, 4 channels, 0.9M | 32 min on one CPU core | >= 30 dB PSNR |
-| unet | UNet2DConditionModel 64, 128, 4.3M | 47 min on two CPU cores | >= 85% mean attribute accuracy at 50 DDIM steps |
+| unet | UNet2DConditionModel 64, 128, 4.3M | 46 min on two cores | >= 85% mean attribute accuracy at 50 DDIM steps |
 | debug | any of them, four steps of four pictures | seconds | |
 """
 

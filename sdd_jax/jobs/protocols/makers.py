@@ -96,7 +96,8 @@ def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, si
         return model.decode(frozen["vae"], sample(lambda z, t: network(z, t), noise, times, schedule, model.prediction))
 
     def make(items: Sequence[Item], numbers: Sequence[int]) -> tuple[np.ndarray, float]:
-        ids, noise = prompt_ids(model, [item.target for item in items]), noise_of(jnp.asarray(numbers))
+        ids = jax.tree.map(jnp.asarray, prompt_ids(model, [item.target for item in items]))
+        noise = noise_of(jnp.asarray(numbers))
         if jumps:
             return np.asarray(generate(Static(model), frozen, ids, noise, w, **options)), float(jumps)
         return np.asarray(run(frozen, ids, noise)), float(passes(model) * flags.steps)
