@@ -136,7 +136,7 @@ def test_debug_shrinks_what_it_is_combined_with():
 @pytest.mark.parametrize(
     ("variant", "arguments", "message"),
     [
-        (":nonsense", [], "configs/ccd_sr.py has no variant 'nonsense'; use embedded, long, adapter"),
+        (":nonsense", [], "configs/ccd_sr.py has no variant 'nonsense'; use embedded, double, long, adapter"),
         ("", ["--config.objective.nonsense=1"], "config.objective has no key 'nonsense'"),
         ("", ["--config.nonsense=1"], "config has no key 'nonsense'"),
         ("", ["--config.steps=2.5"], "--config.steps=2.5: expected int"),

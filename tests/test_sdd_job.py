@@ -197,7 +197,6 @@ def test_evaluate_compares_with_editors_and_says_when_training_pays(finished, ti
     rows = report["rows"]
     assert all(np.isfinite(value) for row in rows.values() for value in row.values() if value is not None)
     assert rows["SDD"]["evaluations"] == 1 and rows["DDIB, 2 steps"]["evaluations"] > 2
-    assert rows["counterfactual"]["psnr"] > rows["SDD"]["psnr"]
     assert set(report["cost"]) == {"train", "manipulator", "editors", "break_even"}
     assert (report["edit"]["attribute"], report["edit"]["value"]) == ("hair", "white")
     out = capsys.readouterr().out

@@ -51,7 +51,8 @@ def open_runs(workdirs: Sequence[Path], weights: Sequence[float]) -> tuple[Condi
     adapters = tuple(job.objective.adapter for job, _ in opened)  # type: ignore[attr-defined]
     composition = Composition(adapters=adapters, weights=tuple(weights) or (1.0,) * len(adapters))
     composed = {**params, "adapter": {str(i): own["adapter"] for i, (_, own) in enumerate(opened)}}
-    return dataclasses.replace(network, adapter=composition), composed, first.frozen
+    untrained = {"hint_weight": 0.0} if hasattr(network, "hint_weight") else {}
+    return dataclasses.replace(network, adapter=composition, **untrained), composed, first.frozen
 
 
 def on_another_model(name: str, teacher: ModelBundle, params: Params, frozen: Frozen) -> Frozen:
