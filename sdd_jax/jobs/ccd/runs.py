@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +52,7 @@ def open_runs(workdirs: Sequence[Path], weights: Sequence[float]) -> tuple[Condi
     adapters = tuple(job.objective.adapter for job, _ in opened)  # type: ignore[attr-defined]
     composition = Composition(adapters=adapters, weights=tuple(weights) or (1.0,) * len(adapters))
     composed = {**params, "adapter": {str(i): own["adapter"] for i, (_, own) in enumerate(opened)}}
-    untrained = {"hint_weight": 0.0} if hasattr(network, "hint_weight") else {}
+    untrained: dict[str, Any] = {"hint_weight": 0.0} if hasattr(network, "hint_weight") else {}
     return dataclasses.replace(network, adapter=composition, **untrained), composed, first.frozen
 
 
