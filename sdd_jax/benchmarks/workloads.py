@@ -179,7 +179,8 @@ def plain_job(
     )
     side = bundle.sample_size
     batch = {"moments": (side, side, 2 * bundle.latent_channels), "context": context.shape[1:]}
-    batch |= {} if pooled is None else {"pooled": pooled.shape[1:]}
+    if pooled is not None:
+        batch["pooled"], frozen["null_pooled"] = pooled.shape[1:], jnp.zeros(pooled.shape)
     return job, {key: jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32) for key, shape in batch.items()}
 
 

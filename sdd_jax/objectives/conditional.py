@@ -27,7 +27,7 @@ from sdd_jax.diffusion.parameterization import predictor
 from sdd_jax.diffusion.schedule import add_noise
 from sdd_jax.diffusion.timegrid import trailing_grid
 from sdd_jax.models.adapters import ControlNetAdapter
-from sdd_jax.objectives.inputs import latents_of, text_of
+from sdd_jax.objectives.inputs import drop_captions, latents_of, text_of
 from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
 
@@ -51,19 +51,16 @@ class ConditionalDiffusion(ConditionalNetwork):
         """Returns the mean squared error of the network's own prediction, and that of its x0_hat."""
         latents_rng, time_rng, noise_rng, drop_rng = jax.random.split(rng, 4)
         x = latents_of(self.model, frozen, batch, latents_rng)
-        context, added_cond = text_of(self.model, frozen, batch)
+        text = text_of(self.model, frozen, batch)
         if self.caption_dropout:
-            dropped = jax.random.bernoulli(drop_rng, self.caption_dropout, (x.shape[0], 1, 1))
-            context = jnp.where(dropped, frozen["null_context"], context)
-            nothing = self._null_added_cond(frozen, added_cond)
-            added_cond = jax.tree.map(lambda null, own: jnp.where(dropped[..., 0], null, own), nothing, added_cond)
+            text = drop_captions(self.model, frozen, text, self.caption_dropout, drop_rng)
         grid = jnp.asarray(trailing_grid(self.grid_steps, self.schedule.num_timesteps))
         t = grid[jax.random.randint(time_rng, x.shape[:1], 0, self.grid_steps)]
         at = self.schedule.at(t)
         eps = jax.random.normal(noise_rng, x.shape)
         z_t = add_noise(x, eps, at)
         hint = self.adapter.prepare(frozen, batch.get("condition"))
-        out = self.predict(params, frozen, hint, z_t, t, (context, added_cond))
+        out = self.predict(params, frozen, hint, z_t, t, text)
         # the exact x0 in the network's own space: eps, v or x0
         target = getattr(predictor("x0"), self.model.prediction)(x, z_t, at)
         loss = jnp.mean(l2(target, out))

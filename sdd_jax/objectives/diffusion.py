@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from sdd_jax.diffusion.schedule import Level, Schedule, add_noise, snr
-from sdd_jax.objectives.inputs import latents_of, text_of
+from sdd_jax.objectives.inputs import drop_captions, latents_of, text_of
 from sdd_jax.types import Batch, Frozen, Metrics, ModelBundle, Params, Phase
 
 TARGETS: dict[str, Callable[[jax.Array, jax.Array, Level], jax.Array]] = {
@@ -48,12 +48,10 @@ class Diffusion:
         """Returns the weighted mean squared error and the unweighted one."""
         latents_rng, time_rng, noise_rng, drop_rng = jax.random.split(rng, 4)
         x0 = latents_of(self.model, frozen, batch, latents_rng)
-        context, added_cond = text_of(self.model, frozen, batch)
-        b = x0.shape[0]
-        dropped = jax.random.bernoulli(drop_rng, self.caption_dropout, (b, 1, 1))
-        context = jnp.where(dropped, frozen["null_context"], context)
+        text = text_of(self.model, frozen, batch)
+        context, added_cond = drop_captions(self.model, frozen, text, self.caption_dropout, drop_rng)
         schedule = Schedule(self.model.alphas_cumprod)
-        t = jax.random.randint(time_rng, (b,), 0, schedule.num_timesteps)
+        t = jax.random.randint(time_rng, x0.shape[:1], 0, schedule.num_timesteps)
         level = schedule.at(t)
         eps = jax.random.normal(noise_rng, x0.shape)
         z_t = add_noise(x0, eps, level)

@@ -36,7 +36,7 @@ from sdd_jax.diffusion.guidance import guidance_embedding, guided
 from sdd_jax.diffusion.schedule import Schedule, add_noise
 from sdd_jax.models import lora
 from sdd_jax.models.lora import LoraSpec
-from sdd_jax.objectives.inputs import added_conditions, latents_of, text_of
+from sdd_jax.objectives.inputs import latents_of, null_conditions, text_of
 from sdd_jax.types import Batch, Frozen, Metrics, ModelBundle, Params, Phase
 
 
@@ -105,7 +105,7 @@ class GuidanceDistillation:
         """The teacher's guided prediction (1), f32[b,h,w,c], at the cost of 2F; arguments as for `predict`."""
         context, added_cond = text
         denoise = functools.partial(self.model.denoise, frozen["teacher"]["unet"])
-        null_added_cond = None if added_cond is None else added_conditions(self.model, frozen["null_pooled"])
+        null_added_cond = null_conditions(self.model, frozen, added_cond)
         return guided(denoise, frozen["null_context"], null_added_cond)(z_t, t, context, w, added_cond=added_cond)
 
     def draw_scales(self, rng: jax.Array, batch_size: int) -> jax.Array:

@@ -6,6 +6,8 @@ arrays here, so that no method needs to know which.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -28,6 +30,22 @@ def text_of(model: ModelBundle, frozen: Frozen, batch: Batch) -> tuple[jax.Array
     else:
         context, pooled = model.embed_text(frozen["text"], batch["input_ids"], batch.get("input_ids_2"))
     return context, added_conditions(model, pooled)
+
+
+def drop_captions(
+    model: ModelBundle, frozen: Frozen, text: tuple[jax.Array, Any], rate: float, rng: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Replaces a share `rate` of the captions of `text_of` by the empty one, SDXL's pooled states with the others."""
+    context, added_cond = text
+    dropped = jax.random.bernoulli(rng, rate, (context.shape[0], 1, 1))
+    nothing = null_conditions(model, frozen, added_cond)
+    added_cond = jax.tree.map(lambda null, own: jnp.where(dropped[..., 0], null, own), nothing, added_cond)
+    return jnp.where(dropped, frozen["null_context"], context), added_cond
+
+
+def null_conditions(model: ModelBundle, frozen: Frozen, added_cond: Any) -> Any:
+    """Returns the added conditions of the empty prompt, where prompts have any."""
+    return None if added_cond is None else added_conditions(model, frozen["null_pooled"])
 
 
 def added_conditions(model: ModelBundle, pooled: jax.Array | None) -> dict[str, jax.Array] | None:

@@ -22,7 +22,7 @@ from sdd_jax.diffusion.guidance import guided
 from sdd_jax.diffusion.parameterization import predictor
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.models.adapters import Adapter, ControlNetAdapter
-from sdd_jax.objectives.inputs import added_conditions
+from sdd_jax.objectives.inputs import null_conditions
 from sdd_jax.types import Frozen, ModelBundle, Params
 
 Text = tuple[jax.Array, Any]
@@ -93,7 +93,7 @@ class ConditionalNetwork:
         def denoise(z: jax.Array, t: jax.Array, context: jax.Array, *, hint: Any, added_cond: Any = None) -> jax.Array:
             return self._forward(params, frozen, hint, z, t, context, added_cond)
 
-        return guided(denoise, frozen["null_context"], self._null_added_cond(frozen, added_cond))(
+        return guided(denoise, frozen["null_context"], null_conditions(self.model, frozen, added_cond))(
             z_t, t, context, w, hint=hint, added_cond=added_cond
         )
 
@@ -122,7 +122,7 @@ class ConditionalNetwork:
         def denoise(z: jax.Array, t: jax.Array, context: jax.Array, **conditions: Any) -> jax.Array:
             return self.model.denoise(unet, z, t, context, **conditions)
 
-        return guided(denoise, frozen["null_context"], self._null_added_cond(frozen, added_cond))(
+        return guided(denoise, frozen["null_context"], null_conditions(self.model, frozen, added_cond))(
             z_t, t, context, w, added_cond=added_cond
         )
 
@@ -132,9 +132,6 @@ class ConditionalNetwork:
         unet = params.get("unet", frozen["teacher"]["unet"])
         residuals = self.adapter.residuals(params["adapter"], hint, z_t, t, context, added)
         return self.model.denoise(unet, z_t, t, context, added_cond=added, residuals=residuals)
-
-    def _null_added_cond(self, frozen: Frozen, added_cond: Any) -> Any:
-        return None if added_cond is None else added_conditions(self.model, frozen["null_pooled"])
 
 
 def tied_to_data(pred: jax.Array, z_t: jax.Array, t: jax.Array, schedule: Schedule, kind: str) -> jax.Array:

@@ -13,11 +13,15 @@ Point = tuple[float, Stat]
 
 
 def curve(plot: Plot, stats: dict[str, Stat]) -> list[Point]:
-    """A row's points (x, value), in the order of '@' values; x is the metric `against` where the plot has one."""
+    """A row's points (x, value), in the order of '@' values; x is the metric `against` where the plot has one.
+
+    A row without '@' values is a single point, where x is a metric.
+    """
     points = []
+    varied = any(name.startswith(f"{plot.metric}@") for name in stats)
     for name, value in stats.items():
         metric, at, x = name.partition("@")
-        if metric != plot.metric or (not at and not plot.against):
+        if metric != plot.metric or (not at and (varied or not plot.against)):
             continue
         order = float(x) if at else 0.0
         if not plot.against:

@@ -98,7 +98,7 @@ _SEED_KEYS = ("training_seed", "sampling_seed")
 def _minutes(row: Row, seed: int | None, seconds: float, cache: Cache) -> dict[str, float]:
     minutes = {"evaluate_minutes": round(seconds / 60, 2)}
     if row.training is not None and seed is not None and cache.seconds(row.training, seed):
-        minutes["train_minutes"] = round(cache.seconds(row.training, seed) / 60, 2)
+        minutes["train_minutes"] = round(sum(cache.seconds(stage, seed) for stage in row.training.stages) / 60, 2)
     return minutes
 
 

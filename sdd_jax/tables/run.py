@@ -62,19 +62,13 @@ def tasks(rows: Sequence[Row], cache: Cache) -> list[Task]:
             seed = row.training_seeds[nth]
             open_ = [sampling for sampling in row.sampling_seeds if not cache.evaluation(row, seed, sampling)]
             if open_ and row.training is not None and seed is not None:
-                for training in _with_needs(row.training):
+                for training in row.training.stages:
                     key = cache.key(training, seed)
                     if key not in seen and not cache.is_trained(training, seed):
                         todo.append(Train(training=training, seed=seed, row=row))
                     seen.add(key)
             todo += [Measure(row=row, training_seed=seed, sampling_seed=sampling) for sampling in open_]
     return todo
-
-
-def _with_needs(training: Training) -> Iterator[Training]:
-    for needed in training.needs.values():
-        yield from _with_needs(needed)
-    yield training
 
 
 def estimate(todo: Sequence[Task], cache: Cache, slowness: float = 1.0) -> float:

@@ -44,6 +44,11 @@ class Training:
     revision: int = 1
     minutes: float = 15.0
 
+    @property
+    def stages(self) -> tuple[Training, ...]:
+        """All trainings that this one needs, in the order in which they run, and itself."""
+        return (*(stage for needed in self.needs.values() for stage in needed.stages), self)
+
     def __str__(self) -> str:
         """The command line that runs it, without `python -m sdd_jax.main --config=`, workdir and seed."""
         words = [self.config, *(f"--config.{override}" for override in self.overrides)]

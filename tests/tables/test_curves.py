@@ -2,9 +2,10 @@
 
 import pytest
 
+from sdd_jax.tables import plots
 from sdd_jax.tables.claims import judge
 from sdd_jax.tables.curves import at_equal, curve, levels_off, read_at
-from sdd_jax.tables.types import Claim, Stat
+from sdd_jax.tables.types import Claim, Plot, Stat
 
 
 def measured(spread=0.1, **rows):
@@ -68,3 +69,10 @@ def test_levelling_off(values, holds):
     found = {"a": {f"success@{x}": Stat(value, 0.01, 2) for x, value in zip((1, 5, 15), values, strict=True)}}
     verdict = judge(Claim(text="x", check=levels_off("success", "a", "1", "5", "15")), found)
     assert verdict.holds is holds and f"{values[1]:g} ± 0.01 at 5" in verdict.evidence
+
+
+def test_a_plot_draws_the_curve_without_the_plain_figure_of_one_of_its_points():
+    from_curve = measured(a=[(1, 0.1, 30.0), (2, 0.5, 25.0), (None, 0.5, 25.0)], b=[(None, 0.3, 28.0)])
+    plot = Plot(name="trade", metric="success", against="psnr")
+    assert [x for x, _ in plots.curve(plot, from_curve["a"])] == [30.0, 25.0]
+    assert [x for x, _ in plots.curve(plot, from_curve["b"])] == [28.0], "a single point where there is no other"

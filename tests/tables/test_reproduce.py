@@ -13,7 +13,7 @@ import toy_table
 from PIL import Image
 
 from sdd_jax import reproduce, tables
-from sdd_jax.tables import measure, run
+from sdd_jax.tables import measure, report, run
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.children import Children, Failed, Stopped, locked
 from sdd_jax.tables.run import Measure, Train, tasks
@@ -124,6 +124,16 @@ def test_a_table_from_nothing_to_claims(table, pretend, tmp_path, capsys):
     count = len(pretend)
     assert command("--rows=taught*,student,nothing", tmp_path=tmp_path) == 0
     assert len(pretend) == count, "nothing is made twice"
+
+
+def test_a_rows_minutes_are_those_of_all_its_stages(table, cache, pretend, tmp_path):
+    command("--rows=student", tmp_path=tmp_path)
+    student = next(row for row in table.rows if row.name == "Student")
+    (teacher, itself) = student.training.stages
+    cache.add_seconds(teacher, 0, 120.0)
+    cache.add_seconds(itself, 0, 60.0)
+    (found,) = (result for result in report.gather(table, cache, {}) if result.row is student)
+    assert found.stats["train_minutes"].mean == pytest.approx(3.0, abs=0.02)
 
 
 def test_what_is_left_to_do(table, pretend, cache, tmp_path):
