@@ -56,9 +56,7 @@ def test_ema_of_target_one_and_online_two_is_one_point_one():
 def test_a_warming_average_forgets_where_it_began():
     optimizer, objective = optax.sgd(0.25), Quadratic()
     state = create_state(SEED, objective, optimizer, {}, with_ema=True)
-    step = make_train_step(
-        objective, optimizer, schedule=optax.constant_schedule(1.0), ema_decay=0.9, ema_warmup=True
-    )
+    step = make_train_step(objective, optimizer, schedule=optax.constant_schedule(1.0), ema_decay=0.9, ema_warmup=True)
     state, _ = step(state, {}, batch_of(3.0), SEED)  # a: 1 -> 2, decay 1 / 10
     assert state.ema["a"] == pytest.approx(0.1 * 1.0 + 0.9 * 2.0)
     after, _ = step(state, {}, batch_of(3.0), SEED)  # decay 2 / 11
