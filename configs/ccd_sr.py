@@ -49,8 +49,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.preview_every = 200
     config.optimizer = ml_collections.ConfigDict(
         {
-            "name": "adamw",
-            "learning_rate": 7e-4,
+            "name": "muon",
+            "learning_rate": 2e-3,
             "schedule": "cosine",
             "warmup_steps": 20,
             "weight_decay": 1e-2,
@@ -91,7 +91,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if "double" in names:
         config.steps = 800
     if "long" in names:
-        config.update(steps=2400, ema=0.99, checkpoint_every=300, preview_every=600)
+        config.update(steps=3400, ema=0.99, checkpoint_every=300, preview_every=600)
+        config.objective.shared_time = False
         config.data.count = 24_000
     if "sd15" in names or "sd21" in names:
         _stable_diffusion(config, "sd21" in names)
@@ -104,6 +105,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if "debug" in names:
         config.update(steps=4, batch_size=4, log_every=1, checkpoint_every=2, preview_every=4)
         config.data.count = 64
+        config.optimizer.name = "adamw"  # compiles in half the time
     return config
 
 
@@ -111,7 +113,7 @@ def _stable_diffusion(config: ml_collections.ConfigDict, is_21: bool) -> None:
     config.model = "stabilityai/stable-diffusion-2-1-base" if is_21 else "stable-diffusion-v1-5/stable-diffusion-v1-5"
     config.dtype = "bfloat16"
     config.update(steps=100_000, batch_size=256, ema=0.9999, log_every=100, checkpoint_every=2000, preview_every=0)
-    config.optimizer.update(learning_rate=1e-5, schedule="constant", warmup_steps=1000)
+    config.optimizer.update(name="adamw", learning_rate=1e-5, schedule="constant", warmup_steps=1000)
     config.adapter.embedding_channels = (16, 32, 96, 256)
     config.objective.hint_weight = 0.0
     config.data.update(source="folder", size=512, degradation="real_esrgan")
