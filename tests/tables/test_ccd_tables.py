@@ -100,9 +100,10 @@ def test_the_planned_steps_are_the_configs(tmp_path, monkeypatch):
     for name, training in TRAININGS.items():
         config = cache.config(training, 0)
         assert config.batch_size == ccd_rows.BATCH
-        forwards = training.minutes * 60 * ccd_rows.RATE / (config.steps * config.batch_size)
+        forwards = (training.minutes * 60 / config.steps - ccd_rows.MUON) * ccd_rows.RATE / config.batch_size
         least, most = (2.6, 11) if config.task in ("ccd", "finetune") else (4.9, 7.4)
         assert least < forwards < most, name
+    assert ccd.FULL.minutes == pytest.approx(ccd.STEPS * ccd_rows.BATCH / 15.1 / 60, abs=0.05), "as measured"
     sees = {row.name: steps[str(row.training)] for table in TABLES[:3] for row in table.rows if row.training}
     assert set(sees.values()) == {ccd.STEPS}
     assert {steps[str(t)] for t in (ccd_tasks.DEPTH, ccd_tasks.CONTROL, ccd_tasks.EDIT, ccd_tasks.TUNED_EDIT)} == {800}
