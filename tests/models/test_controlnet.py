@@ -36,7 +36,9 @@ def control_config(config: dict[str, Any]) -> dict[str, Any]:
     return encoder | {"conditioning_embedding_out_channels": [8, 12, 16]}
 
 
-@pytest.mark.parametrize(("config", "scale"), [(parity.SD15, 1.0), (parity.SDXL, 0.7)], ids=["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("config", "scale"), [(parity.SD15, 1.0), (parity.SD21, 0.5), (parity.SDXL, 0.7)], ids=["sd15", "sd21", "sdxl"]
+)
 def test_steers_the_unet_as_in_diffusers(config: dict[str, Any], scale: float) -> None:
     their_unet, their_control = TorchUNet.from_config(config), TorchControlNet.from_config(control_config(config))
     unet_params, control_params = parity.randomise(their_unet, seed=1), parity.randomise(their_control, seed=2)

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
+from torch_parity import relative_error
 
 from sdd_jax.models import convert
 from sdd_jax.models.text import CLIPTextEncoder, TextConfig
@@ -32,7 +35,6 @@ IDS = np.array([[58, 5, 7, 9, 59, 59, 59, 59], [58, 3, 59, 0, 0, 0, 0, 0]], np.i
 
 def randomised(model, seed=0):
     """Every tensor random, norms and biases included, so that none can be swapped unseen."""
-    torch = pytest.importorskip("torch")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -41,22 +43,16 @@ def randomised(model, seed=0):
     return model.eval()
 
 
-def relative_error(ours, theirs) -> float:
-    theirs = theirs.detach().numpy()
-    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
-
-
 @pytest.mark.parametrize(
     "name,fields",
     [
         ("CLIPTextModel", dict(hidden_act="quick_gelu", eos_token_id=2)),
+        ("CLIPTextModel", dict(hidden_act="gelu", eos_token_id=2)),
         ("CLIPTextModelWithProjection", dict(hidden_act="gelu", eos_token_id=59)),
         ("CLIPTextModelWithProjection", dict(hidden_act="gelu_new", eos_token_id=7)),
     ],
 )
 def test_states_match_transformers(name, fields):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     config = transformers.CLIPTextConfig(bos_token_id=58, pad_token_id=0, **WIDTH, **fields)
     model = randomised(getattr(transformers, name)(config))
     ours_config = TextConfig.from_json({**json.loads(config.to_json_string()), "architectures": [name]})
