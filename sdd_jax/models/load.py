@@ -1,10 +1,11 @@
-"""Models in diffusers format from their files: `load` for a whole one, `read_component` for a part.
+"""Models in diffusers format from their files: `load` for a whole one, `load_controlnet`, `read_component` for a part.
 
     bundle, params = load("portraits")                    the embedded teacher; a directory; a hub id 'owner/name'
     bundle, shapes = load("shapes:owner/name")            without weight files (`models.described`)
+    controlnet, params = load_controlnet("exported/controlnet")
 
-`params` has the keys `unet`, `vae`, `text_encoder` (and `text_encoder_2`), named after diffusers' state dicts; what is
-done with them is `models.bundle`'s.
+`params` of a model has the keys `unet`, `vae`, `text_encoder` (and `text_encoder_2`), named after diffusers' state
+dicts; what is done with them is `models.bundle`'s.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jax.typing import DTypeLike
 
 from sdd_jax.models import convert, hub
 from sdd_jax.models.bundle import Configs, make_bundle, part_shapes
+from sdd_jax.models.controlnet import ControlNetModel, init_controlnet, make_controlnet
 from sdd_jax.models.described import described, load_described
 from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.types import ModelBundle, Params
@@ -83,6 +85,27 @@ def read_component(
     params = convert.match(found, expected, source)
     place = np.ascontiguousarray if on_host else jnp.asarray
     return jax.tree.map(lambda x: place(x.astype(jnp.dtype(dtype))), params)
+
+
+def load_controlnet(directory: str | Path, dtype: DTypeLike = jnp.float32) -> tuple[ControlNetModel, Params]:
+    """Loads a ControlNet that diffusers or `sdd_jax.export` wrote.
+
+    `controlnet.apply({"params": params}, z, t, context, condition)` gives the `residuals` of a bundle's `denoise`; the
+    condition is in [0, 1].
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`, and for a directory of another network.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no directory: give a ControlNet's, with its config.json and weights")
+    config = hub.read_json(root / "config.json")
+    if config.get("_class_name", "ControlNetModel") != "ControlNetModel":
+        raise ValueError(f"{root}/config.json describes a {config['_class_name']}, not a ControlNetModel")
+    controlnet = make_controlnet(config, dtype=dtype)
+    found, source = hub.read_weights(root)
+    params = convert.match(found, jax.eval_shape(lambda: init_controlnet(controlnet, jax.random.key(0))), source)
+    return controlnet, jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), params)
 
 
 def _text_encoders(index: Mapping[str, Any]) -> list[str]:

@@ -22,25 +22,13 @@ from sdd_jax.models.controlnet import (
 )
 from sdd_jax.models.unet import init_unet, make_unet
 
-CONVOLUTIONAL = parity.SD21 | {
-    "block_out_channels": [8, 16],
-    "norm_num_groups": 4,
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "mid_block_type": "UNetMidBlock2D",
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-}
-
-
-def control_config(config: dict[str, Any]) -> dict[str, Any]:
-    encoder = {name: value for name, value in config.items() if name not in parity.UNET_ONLY}
-    return encoder | {"conditioning_embedding_out_channels": [8, 12, 16]}
-
 
 @pytest.mark.parametrize(
     ("config", "scale"), [(parity.SD15, 1.0), (parity.SD21, 0.5), (parity.SDXL, 0.7)], ids=["sd15", "sd21", "sdxl"]
 )
 def test_steers_the_unet_as_in_diffusers(config: dict[str, Any], scale: float) -> None:
-    their_unet, their_control = TorchUNet.from_config(config), TorchControlNet.from_config(control_config(config))
+    their_unet = TorchUNet.from_config(config)
+    their_control = TorchControlNet.from_config(parity.control_config(config))
     unet_params, control_params = parity.randomise(their_unet, seed=1), parity.randomise(their_control, seed=2)
     unet, control = make_unet(dict(their_unet.config)), make_controlnet(dict(their_control.config))
     shapes = jax.eval_shape(lambda: init_controlnet(control, jax.random.key(0)))
@@ -69,8 +57,8 @@ def test_steers_the_unet_as_in_diffusers(config: dict[str, Any], scale: float) -
 
 
 def test_fresh_controlnet_is_silent_holds_the_unets_encoder_and_learns() -> None:
-    config = CONVOLUTIONAL
-    unet, control = make_unet(config), make_controlnet(control_config(config))
+    config = parity.CONVOLUTIONAL
+    unet, control = make_unet(config), make_controlnet(parity.control_config(config))
     unet_params = parity.random_params(jax.eval_shape(functools.partial(init_unet, unet), jax.random.key(0)), seed=0)
     init = functools.partial(init_controlnet, control)
 
@@ -107,22 +95,22 @@ def test_start_from_another_shape_of_unet_is_an_error() -> None:
 
 
 def test_condition_of_the_wrong_size_and_unsupported_fields_are_errors() -> None:
-    control = make_controlnet(control_config(parity.SD15))
+    control = make_controlnet(parity.control_config(parity.SD15))
     made = parity.inputs(parity.SD15, (4, 4), condition_factor=8)
     with pytest.raises(ValueError, match=r"need \(16, 16, 3\)"):
         jax.eval_shape(lambda: control.init(jax.random.key(0), **made))
     for field, value in {"global_pool_conditions": True, "time_cond_proj_dim": 8, "class_embed_type": "x"}.items():
         with pytest.raises(ValueError, match=f"ControlNetModel config field {field}="):
-            make_controlnet(control_config(parity.SD15) | {field: value})
+            make_controlnet(parity.control_config(parity.SD15) | {field: value})
 
 
 def test_bgr_reverses_the_conditions_channels() -> None:
     rgb, bgr = (
-        make_controlnet(control_config(CONVOLUTIONAL) | {"controlnet_conditioning_channel_order": order})
+        make_controlnet(parity.control_config(parity.CONVOLUTIONAL) | {"controlnet_conditioning_channel_order": order})
         for order in ("rgb", "bgr")
     )
-    params = parity.randomise(TorchControlNet.from_config(control_config(CONVOLUTIONAL)), seed=3)
-    made = parity.inputs(CONVOLUTIONAL, (4, 4), condition_factor=4)
+    params = parity.randomise(TorchControlNet.from_config(parity.control_config(parity.CONVOLUTIONAL)), seed=3)
+    made = parity.inputs(parity.CONVOLUTIONAL, (4, 4), condition_factor=4)
     condition = made.pop("condition")
     mid = jax.jit(lambda p, image: rgb.apply({"params": p}, **made, condition=image).mid)
     reversed_mid = jax.jit(lambda p, image: bgr.apply({"params": p}, **made, condition=image).mid)(params, condition)

@@ -33,7 +33,19 @@ SDXL = _SHARED | {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }
-UNET_ONLY = ("up_block_types", "time_cond_proj_dim")
+CONVOLUTIONAL = SD21 | {
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+}
+
+
+def control_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a ControlNet for a UNet's, whose condition has four times the latents' size."""
+    encoder = {name: value for name, value in config.items() if name not in ("up_block_types", "time_cond_proj_dim")}
+    return encoder | {"conditioning_embedding_out_channels": [8, 12, 16]}
 
 
 def randomise(module: torch.nn.Module, seed: int) -> dict[str, Any]:
