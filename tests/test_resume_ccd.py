@@ -1,4 +1,4 @@
-"""The main job, killed at random steps. Slow, four processes: outside `make test`.
+"""The main job with its own optimiser, killed at random steps. Slow, four processes: outside `make test`.
 
 python -m pytest -m slow -s tests/test_resume_ccd.py
 """
@@ -21,6 +21,7 @@ STEPS = 24
 
 def command(workdir, cache):
     overrides = {"steps": STEPS, "checkpoint_every": 4, "preview_every": 0, "compile_cache": cache}
+    overrides["optimizer.name"] = "muon"  # as the job that is shrunk here
     return [
         *(sys.executable, "-u", "-m", "sdd_jax.main", "--config=configs/ccd_sr.py:debug", f"--workdir={workdir}"),
         *(f"--config.{key}={value}" for key, value in overrides.items()),
