@@ -1,6 +1,7 @@
 # make demo   sets up .venv, trains the main job on the embedded teacher, samples and evaluates it
 # make test   sets up .venv with the test tools, checks style and types, runs the tests
-# Both print what they do, and do their set-up once.
+# Both print what they do, and do their set-up once. Another Python: make clean demo PYTHON=python3.12. Another directory
+# than demo/, which holds a run of one version: make demo DEMO=demo2.
 
 PYTHON ?= python3
 VENV ?= .venv
