@@ -3,14 +3,16 @@
     python -m sdd_jax.bench --forward=portraits --batch-size=16 --against=torch        one UNet forward
     python -m sdd_jax.bench --plain=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype=bfloat16 --batch-size=64
     python -m sdd_jax.bench --config=configs/ccd_sr.py                                 any config's step, with its data
-    python -m sdd_jax.bench --config=configs/ccd_sr.py --config.objective.hint_weight=0 --against=torch
+    python -m sdd_jax.bench --config=configs/ccd_sr.py --config.objective.hint_weight=0 \
+        --config.optimizer.name=adamw --against=torch
 
 After a warm-up, `--repeats` runs of `--steps` steps; the fastest and the median run count. Useful operations are those
-of the live products and convolutions of the step without remat (`training.flops`); MFU divides them by the time and by
-the devices' published peak, on a CPU by what a matrix product reaches in the same run. Data wait is the share of a run
-spent waiting for the next batch (`sdd_jax.data.throughput` times data alone). `--forward` and `--plain` use random
-weights; `--config.model=random:HUB_ID` gives a config random weights of a published model's shape, and a config whose
-data has no path one repeated batch.
+of the live products and convolutions of the losses and their gradients without remat (`training.flops`): neither what
+remat computes again nor Muon's own products, which are in the time. MFU divides them by the time and by the devices'
+published peak, on a CPU by what a matrix product reaches in the same run. Data wait is the share of a run spent waiting
+for the next batch (`sdd_jax.data.throughput` times data alone). `--forward` and `--plain` use random weights;
+`--config.model=random:HUB_ID` gives a config random weights of a published model's shape, and a config whose data has
+no path one repeated batch.
 
 `--against=torch` runs the same work in PyTorch diffusers first (`torch_steps`), with the same weights, inputs and
 draws, text states and latents precomputed for both; it prints how far the first results are apart and the ratio of the
@@ -168,7 +170,7 @@ def measure(
     kind, devices = jax.devices()[0].device_kind, jax.device_count()
     first = np.asarray(work.step(work.batch()))
     timing = time_runs(work.step, work.batch, steps, repeats)
-    memory = peak_memory()
+    memory = peak_memory(alone=theirs is None)
     product, chip = matmul_rate(), chip_of(kind)
     peak, rate = chip.flops if chip else product, work.flops / timing.fastest
     figures = {
@@ -212,10 +214,13 @@ def matmul_rate() -> float:
     return 2 * size**3 / timing.fastest
 
 
-def peak_memory() -> int:
-    """The most bytes in use so far: of the first device, or of this process where the backend does not count."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+def peak_memory(*, alone: bool) -> int | None:
+    """The most bytes in use so far: of the first device, or of this process where the backend does not count.
+
+    None where the process would be counted and has not been `alone`: PyTorch's memory would be in it.
+    """
+    counted = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if counted is None and alone else counted
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -230,9 +235,10 @@ def table(figures: Mapping[str, Any]) -> str:
         ("useful operations a second", f"{figures['flops_per_s'] / 1e12:.4g} TFLOP/s"),
         ("matrix product's, per device", f"{figures['matmul_flops_per_s'] / 1e12:.4g} TFLOP/s"),
         ("MFU", f"{figures['mfu']:.1%} of {figures['peak_flops_per_s'] / 1e12:.4g} TFLOP/s"),
-        ("peak memory", f"{figures['peak_bytes'] / 2**20:.0f} MiB"),
-        ("data wait", f"{figures['data_wait']:.2%}"),
     ]
+    if figures["peak_bytes"] is not None:
+        rows.append(("peak memory", f"{figures['peak_bytes'] / 2**20:.0f} MiB"))
+    rows.append(("data wait", f"{figures['data_wait']:.2%}"))
     for kind, share in figures.get("device_time", {}).items():
         rows.append((f"device time, {kind}", f"{share:.1%}"))
     rows += [(f"PyTorch {mode}", _milliseconds(times)) for mode, times in theirs.get("modes", {}).items()]

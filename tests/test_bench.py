@@ -3,20 +3,26 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import toy_job
 
 from sdd_jax import bench
 from sdd_jax.benchmarks.chips import CHIPS, DIMENSIONS, SLICES, chip_of
 from sdd_jax.benchmarks.profile import device_time, kind_of, shares
+from sdd_jax.benchmarks.workloads import abstract_program, step_flops
 from sdd_jax.models import attention
 from sdd_jax.models.described import read_configs
 from sdd_jax.models.unet_flops import unet_flops
+from sdd_jax.training.flops import count_jaxpr
+from sdd_jax.training.sharding import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "ccd_sr.py"
+SHAPE = jax.ShapeDtypeStruct((8, toy_job.WIDTH), "float32")
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
@@ -38,6 +44,7 @@ def tiny(world, *more):
         "data.count=4",
         "batch_size=2",
         "compile_cache=",
+        "optimizer.name=adamw",
         "adapter.embedding_channels=(4, 4, 8)",
         f"model={world}",
     ]
@@ -59,6 +66,7 @@ def test_the_training_steps_first_loss_is_pytorchs(run, tiny_world):
     status, figures, _, error = run(*tiny(tiny_world, "objective.hint_weight=0"), "--against=torch")
     assert status == 0, error
     assert figures["torch"]["difference"] < 1e-4 and "one repeated batch" in figures["work"]
+    assert figures["peak_bytes"] is None
     forward = unet_flops(read_configs(str(tiny_world))["unet"], 16, 16, 40).total
     assert 4 * forward < figures["flops_per_sample"] < 8 * forward
 
@@ -70,6 +78,29 @@ def test_plain_training_too_and_remat_does_not_count(run, tiny_world):
     assert figures["torch"]["difference"] < 1e-4
     forward = unet_flops(read_configs(str(tiny_world))["unet"], 16, 16, 40).total
     assert figures["flops_per_sample"] == pytest.approx(3 * forward, rel=0.05)
+
+
+def test_muons_own_products_are_no_useful_work():
+    job, batch = toy_job.build(toy_job.make_config(**{"optimizer.name": "muon"})), {"x": SHAPE}
+    product, width = 2 * SHAPE.size * toy_job.WIDTH, toy_job.WIDTH
+    assert step_flops(job, batch) == 6 * product, "two students, teacher, average, and the students' kernels"
+    step = abstract_program(job, batch, make_mesh(MeshConfig(), jax.devices()[:1]))
+    executed = count_jaxpr(step.program.step.trace(*step.arguments).jaxpr.jaxpr).total
+    assert executed == 6 * product + 5 * (4 + 2) * width**3
+
+
+def test_a_twin_that_lacks_adamw_alone_says_so(run, tiny_world):
+    wanted = tiny(tiny_world, "objective.hint_weight=0", "optimizer.name=muon")
+    status, _, _, error = run(*wanted, "--against=torch")
+    assert status == 2 and "there is no PyTorch twin" in error and error.endswith("; set config.optimizer.name=adamw\n")
+
+
+def test_a_process_that_ran_pytorch_too_has_no_peak_of_its_own(monkeypatch):
+    device = SimpleNamespace(memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert bench.peak_memory(alone=True) > 2**20 and bench.peak_memory(alone=False) is None
+    device.memory_stats = lambda: {"peak_bytes_in_use": 5}
+    assert bench.peak_memory(alone=True) == bench.peak_memory(alone=False) == 5
 
 
 def test_time_runs(monkeypatch):

@@ -44,12 +44,13 @@ def check_twin(job: Job, batch: Mapping[str, Any]) -> None:
     engine, method = engine_config(job.config), job.objective
     known = isinstance(method, CCD) and _is_published(method)
     known = known or (isinstance(method, Diffusion) and method.min_snr_gamma is None)
-    usual = engine.ema is not None and not engine.ema_warmup and engine.optimizer.name == "adamw"
-    fits = "pooled" not in batch and {"moments", "context"} <= set(batch)
-    if not (known and usual and fits and engine.accumulate == 1):
+    usual = engine.ema is not None and not engine.ema_warmup and engine.accumulate == 1
+    fits = known and usual and "pooled" not in batch and {"moments", "context"} <= set(batch)
+    if not fits or engine.optimizer.name != "adamw":
+        remedy = "; set config.optimizer.name=adamw" if fits else ""
         raise ValueError(
             f"--against=torch: there is no PyTorch twin of {job.name}; there is one of plain diffusion and of full CCD "
-            "training with a ControlNet as published, with adamw, an average and no accumulation"
+            f"training with a ControlNet as published, with adamw, an average and no accumulation{remedy}"
         )
 
 

@@ -198,9 +198,13 @@ def abstract_program(job: Job, batch: Shapes, mesh: Mesh) -> AbstractStep:
 
 
 def step_flops(job: Job, batch: Shapes) -> int:
-    """Operations of one step of a job on a global batch; useful ones where its networks have remat "none"."""
+    """Operations of a step's losses and gradients on a global batch; useful ones where its networks have remat "none".
+
+    The optimiser's own products, Muon's, are left out: counted is the step with AdamW, which has none.
+    """
     config = ConfigDict(job.config.to_dict())
     config.mesh.update(data=1, fsdp=1)
+    config.optimizer.name = "adamw"
     alone = dataclasses.replace(job, config=config)
     abstract = abstract_program(alone, batch, sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1]))
     return count_jaxpr(abstract.program.step.trace(*abstract.arguments).jaxpr.jaxpr).total

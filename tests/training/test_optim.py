@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from sdd_jax.training.flops import count_flops
 from sdd_jax.training.optim import OptimizerConfig, make_optimizer, make_schedule, muon_dimensions
 
 
@@ -58,6 +59,14 @@ def test_muon_steps_are_near_orthogonal_and_the_rest_is_adam():
     expected, _ = adam.update(grads, adam.init(params), params)
     for module, name in (("conv_in", "kernel"), ("block", "bias"), ("token_embedding", "embedding")):
         np.testing.assert_allclose(updates[module][name], expected[module][name], rtol=1e-5)
+
+
+def test_an_update_of_muon_costs_what_the_docstring_says():
+    params = params_like()
+    optimizer, _ = make_optimizer(OptimizerConfig(name="muon"), 100)
+    state = optimizer.init(params)
+    found = count_flops(lambda grads: optimizer.update(grads, state, params)[0], params)
+    assert found.total == sum(5 * (4 * m**2 * n + 2 * m**3) for m, n in ((16, 72), (8, 16)))
 
 
 def test_muon_takes_trees_with_frozen_leaves():
