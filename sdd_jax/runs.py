@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from sdd_jax.config import defaults_of
@@ -33,14 +34,16 @@ def read_config(workdir: Path) -> ConfigDict:
 def open_run(workdir: Path) -> tuple[Job, Params, int]:
     """Returns a workdir's job, its newest verified parameters (the average where it keeps one) and their step.
 
+    The parameters alone go to the default device, not bound to it: the optimiser's moments would take twice their room.
+
     Raises: as `open_state`.
     """
     job, state = open_state(workdir)
-    return job, state.params if state.ema is None else state.ema, int(state.step)
+    return job, jax.device_put(state.params if state.ema is None else state.ema), int(state.step)
 
 
 def open_state(workdir: Path) -> tuple[Job, TrainState]:
-    """Returns a workdir's job and its newest verified state, on one device.
+    """Returns a workdir's job and its newest verified state, as NumPy arrays; every process of several reads it whole.
 
     Raises:
         FileNotFoundError: the workdir holds no run, or no checkpoint yet.
@@ -55,8 +58,8 @@ def open_state(workdir: Path) -> tuple[Job, TrainState]:
         jax.random.key(0),
         job.frozen,
     )
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    # Orbax reads NumPy leaves to the host; these take no room, for they are one element each
+    abstract = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), shapes)
     with Checkpoints(workdir, keep=engine.keep, config=config, fingerprint=job.fingerprint) as checkpoints:
         state = checkpoints.restore(abstract)
     if state is None:

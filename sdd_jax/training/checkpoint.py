@@ -94,7 +94,7 @@ class Checkpoints:
         """Returns the newest state that verifies, laid out as `abstract` says; None where nothing was ever saved.
 
         Args:
-            abstract: the state as ShapeDtypeStructs with shardings.
+            abstract: the state as ShapeDtypeStructs with shardings; what is a NumPy array there is one in the result.
 
         Raises:
             ValueError: no checkpoint is good, or the good one holds another job's arrays.
