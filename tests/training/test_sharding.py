@@ -1,4 +1,5 @@
-"""One program on 1, 2 and 8 devices: same losses, arrays split as the rules say, checkpoints that move between them."""
+"""One program on 1, 2 and 8 devices: same losses, arrays split as the rules say, the collectives that this takes, and
+checkpoints that move between them."""
 
 import json
 import os
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from toy_job import WIDTH
 
 from sdd_jax.training.sharding import MeshConfig, arrange, check_batch_size, make_mesh
 
@@ -19,30 +21,55 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import numpy as np
 import optax
 import sdd_jax.train as train
+from sdd_jax.benchmarks.workloads import abstract_program
 from sdd_jax.models.load import load
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training import sharding
+from sdd_jax.training.hlo import collectives
 from toy_job import build, jitter, make_config, Numbers
 from sdd_jax.data.pipeline import make_stream
 
 make_mesh, results = sharding.make_mesh, {}
-for name, devices, fsdp in (("1", 1, 1), ("2", 2, 1), ("8", 8, 1), ("4x2", 8, 2), ("1x8", 8, 8)):
-    sharding.make_mesh = functools.partial(make_mesh, devices=jax.devices()[:devices])
-    config = make_config(log_every=1, checkpoint_every=100, batch_size=16, accumulate=2)
+
+def settings(fsdp, **changes):
+    config = make_config(log_every=1, checkpoint_every=100, batch_size=16, **changes)
     config.mesh.fsdp, config.mesh.min_shard_size = fsdp, 100
+    return config
+
+def trained(name, devices, config):
+    sharding.make_mesh = functools.partial(make_mesh, devices=jax.devices()[:devices])
     workdir = pathlib.Path(sys.argv[1]) / name
     state = train.run(build(config), workdir)
+    return state, [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+for name, devices, fsdp in (("muon 1", 1, 1), ("muon 4x2", 8, 2)):
+    _, losses = trained(name, devices, settings(fsdp, **{"optimizer.name": "muon"}))
+    results[name] = {"loss": losses}
+
+for name, devices, fsdp in (("1", 1, 1), ("2", 2, 1), ("8", 8, 1), ("4x2", 8, 2), ("1x8", 8, 8)):
+    state, losses = trained(name, devices, settings(fsdp, accumulate=2))
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=fsdp))
     batch = sharding.place_batch(next(make_stream(Numbers(), jitter, batch_size=16, seed=0)), mesh)
     shapes = lambda array: [list(shard.data.shape) for shard in array.addressable_shards]
     results[name] = {
-        "loss": [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()],
+        "loss": losses,
         "batch": shapes(batch["x"]),
         "kernel": shapes(state.params["dense"]["kernel"]),
         "ema": shapes(state.ema["dense"]["kernel"]),
         "moment": shapes(state.opt_state[0][1][0].mu["dense"]["kernel"]),
         "bias": shapes(state.params["dense"]["bias"]),
     }
+
+# what the step of eight devices sends
+for fsdp in (1, 8):
+    for accumulate in (1, 2):
+        mesh = make_mesh(sharding.MeshConfig(fsdp=fsdp))
+        batch = {"x": jax.ShapeDtypeStruct((16, 16), np.float32)}
+        program, arguments = abstract_program(build(settings(fsdp, accumulate=accumulate)), batch, mesh)
+        compiled = program.step.trace(*arguments).lower().compile()
+        results[f"traffic {fsdp} {accumulate}"] = collectives(compiled.as_text())
+    kernels = (program.state.params["dense"], program.state.ema["dense"], program.frozen["teacher"])
+    results[f"split {fsdp}"] = [str(kernel["kernel"].sharding.spec) for kernel in kernels]
 
 # what the last run saved on 8 devices, on other topologies
 state = jax.tree.map(np.asarray, state)
@@ -89,11 +116,32 @@ def results(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["2", "8", "4x2", "1x8"])
-def test_twenty_losses_do_not_depend_on_the_mesh(results, mesh):
-    assert len(results["1"]["loss"]) == 20
-    np.testing.assert_allclose(results[mesh]["loss"], results["1"]["loss"], rtol=1e-5)
-    assert results["1"]["loss"][-1] < 0.95 * results["1"]["loss"][0]
+@pytest.mark.parametrize(
+    ("mesh", "alone"), [("2", "1"), ("8", "1"), ("4x2", "1"), ("1x8", "1"), ("muon 4x2", "muon 1")]
+)
+def test_twenty_losses_do_not_depend_on_the_mesh(results, mesh, alone):
+    assert len(results[alone]["loss"]) == 20
+    np.testing.assert_allclose(results[mesh]["loss"], results[alone]["loss"], rtol=1e-5)
+    assert results[alone]["loss"][-1] < 0.95 * results[alone]["loss"][0]
+
+
+def test_whole_parameters_cost_a_sum_of_gradients_and_scalars(results):
+    gradients = 4 * (WIDTH * WIDTH + WIDTH + 1)
+    for accumulate in (1, 2):
+        traffic = results[f"traffic 1 {accumulate}"]
+        assert set(traffic) == {"all-reduce"}
+        assert gradients < traffic["all-reduce"][1] < gradients * accumulate + 64
+
+
+def test_split_parameters_are_gathered(results):
+    for accumulate in (1, 2):
+        runs, gathered = results[f"traffic 8 {accumulate}"]["all-gather"]
+        assert runs >= 3 and gathered >= 3 * 4 * WIDTH * WIDTH, "student, average and teacher"
+
+
+def test_a_teacher_lies_as_the_parameters_do(results):
+    assert results["split 1"] == ["PartitionSpec()"] * 3
+    assert results["split 8"] == ["PartitionSpec('fsdp',)"] * 3
 
 
 @pytest.mark.parametrize(
