@@ -3,13 +3,13 @@
     python -m sdd_jax.aot --config=configs/ccd_sr.py:sd15 --topology=v5e:4x4
     python -m sdd_jax.aot --plain=stabilityai/stable-diffusion-xl-base-1.0 --batch-size=16 --topology=v5p:2x2x4
 
-What XLA's TPU compiler reports: HBM per chip (arguments, temporaries, peak) against the chip's, operations and their
-number of UNet forwards (F) per sample, and the collectives with their bytes. The roofline is an estimate from published
-rates, not a measurement:
+What XLA's TPU compiler reports: HBM per chip (arguments, temporaries, peak) against the chip's, operations and, of
+diffusion models, their number of UNet forwards (F) per sample, and the collectives with their bytes. The roofline is an
+estimate from published rates, not a measurement:
 
     t >= max(operations / peak, bytes accessed / HBM bandwidth, wire bytes / interconnect)
     wire bytes = 2 all-reduce + all-gather + devices x reduce-scatter + the rest
-    MFU <= useful operations / (t peak)            useful: without what remat computes a second time
+    MFU <= useful operations / (t peak)      useful: without what remat computes a second time and the optimiser's own
 
 HBM's term reads a loop's body once, so under accumulation it is low. Exit status 2 where the step does not fit. No
 weights and no data are read; it needs libtpu (the `tpu` extra).
@@ -137,7 +137,7 @@ def topology(name: str) -> tuple[Chip, list[Any]]:
 
 
 def measure(job: Job, step: AbstractStep, useful: int, chip: Chip) -> dict[str, Any]:
-    """Compiles a step and returns its figures, as `--out` writes them. useful: operations of the step without remat.
+    """Compiles a step and returns its figures, as `--out` writes them. useful: its operations by `step_flops`.
 
     Raises:
         ValueError: the compiler finds that the step does not fit into the chip's memory.
@@ -156,7 +156,7 @@ def measure(job: Job, step: AbstractStep, useful: int, chip: Chip) -> dict[str, 
     devices = step.program.mesh.size
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    samples = job.batch_size
+    samples, forward = job.batch_size, forward_flops(job, step.arguments[2])
     return {
         "batch_size": samples,
         "samples_per_chip": samples / devices,
@@ -166,7 +166,7 @@ def measure(job: Job, step: AbstractStep, useful: int, chip: Chip) -> dict[str, 
         "memory_bytes": chip.memory,
         "flops_per_sample": useful / samples,
         "executed_flops_per_sample": flops / samples,
-        "forwards_per_sample": useful / samples / forward_flops(job, step.arguments[2]),
+        **({"forwards_per_sample": useful / samples / forward} if forward else {}),
         "collectives": {kind: found._asdict() for kind, found in traffic.items()},
         "estimate": roofline(
             useful / devices, flops / devices, bytes_accessed(compiled), wire_bytes(traffic, devices), chip
@@ -207,9 +207,10 @@ def table(figures: Mapping[str, Any]) -> str:
         ("temporaries per chip", _gib(figures["temporary_bytes"])),
         ("peak per chip", f"{_gib(figures['peak_bytes'])} of {_gib(figures['memory_bytes'])}"),
         ("operations per sample", f"{figures['flops_per_sample'] / 1e12:.4g} TFLOP"),
-        ("with remat", f"{figures['executed_flops_per_sample'] / 1e12:.4g} TFLOP"),
-        ("forwards per sample", f"{figures['forwards_per_sample']:.2f} F"),
+        ("with remat and optimiser", f"{figures['executed_flops_per_sample'] / 1e12:.4g} TFLOP"),
     ]
+    if "forwards_per_sample" in figures:
+        rows.append(("forwards per sample", f"{figures['forwards_per_sample']:.2f} F"))
     for kind, found in figures["collectives"].items():
         rows.append((f"{kind} per step", f"{found['runs']} of {found['bytes'] / 2**20:.1f} MiB together"))
     bounds = ", ".join(f"{name} {_ms(estimate[f'{name}_s'])}" for name in ("compute", "memory", "interconnect"))

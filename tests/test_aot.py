@@ -1,5 +1,7 @@
 """The ahead-of-time command: the real step from shapes alone, its figures and its refusals; slow: a TPU slice."""
 
+import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import sdd_jax
 from sdd_jax import aot
 from sdd_jax.benchmarks.chips import CHIPS, Chip
 from sdd_jax.benchmarks.workloads import abstract_program, forward_flops, plain_job, precomputed
@@ -19,6 +22,29 @@ from sdd_jax.train import EngineConfig
 from sdd_jax.training.hlo import Traffic
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ccd_sr.py"
+
+
+F = {"sd15": 0.803e12, "sdxl": 6.761e12}
+SPECIAL = {
+    "icd.py:stage2,sd15": ["teacher.model=random:stable-diffusion-v1-5/stable-diffusion-v1-5+w"],
+    "sdd_stylegan.py:sd15_random": [
+        "manipulator.generator=random:64", "identity.kind=none", "objective.identity_weight=0.0",
+    ],
+}  # fmt: skip
+"""What a variant needs on the command line."""
+
+
+def published():
+    """Every config's variants on Stable Diffusion 1.5 and XL; cm.py's needs a finished run."""
+    for path in sorted(CONFIG.parent.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield from (f"{path.name}:{name}" for name in F if name in module.VARIANTS)
+
+
+SPECS = sorted({*published(), *SPECIAL} - {"cm.py:sd15", "sdd_stylegan.py:sd15"})
+LOAD = functools.cache(sdd_jax.load)
 
 
 def load(spec, *overrides):
@@ -70,6 +96,36 @@ def test_the_embedded_default_keeps_its_own_batch(array_cache, tiny_world):
     }
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_config_becomes_shapes(spec, array_cache, monkeypatch):
+    for job in ("ccd.job", "ccd.baselines", "sdd.job", "dds.job", "icd.teacher", "icd.guidance_distill"):
+        monkeypatch.setattr(f"sdd_jax.jobs.{job}.load", LOAD)
+    config = load(str(CONFIG.with_name(spec)), *SPECIAL.get(spec, ()))
+    job, _, batch = aot.config_jobs(config, from_moments=False)
+    assert {type(leaf) for leaf in jax.tree.leaves(job.frozen["teacher"])} == {jax.ShapeDtypeStruct}
+    assert {leaf.shape[0] for leaf in batch.values()} == {config.batch_size}
+    assert forward_flops(job, batch) == pytest.approx(F["sdxl" if "sdxl" in spec else "sd15"], rel=1e-3)
+
+
+def test_a_distillation_of_a_run_needs_the_run():
+    with pytest.raises(ValueError, match="config.teacher.workdir is empty: CM distils a fine-tuned run"):
+        aot.config_jobs(load(str(CONFIG.with_name("cm.py:sd15"))), from_moments=False)
+
+
+def test_a_job_without_a_diffusion_model_has_no_f(tmp_path, monkeypatch, capsys, array_cache, compile_quickly):
+    monkeypatch.setattr(aot, "topology", lambda name: (Chip(1e9, 1e9, 1e9, 1e9), jax.devices()[:1]))
+    config = CONFIG.with_name("pretrain_portraits.py:classifier,debug")
+    small = {"tower.widths": "(8,8)", "tower.strides": "(4,4)", "optimizer.name": "adamw", "data.count": 8}
+    command = [f"--config={config}", *(f"--config.{key}={value}" for key, value in small.items())]
+    out = tmp_path / "figures.json"
+    assert aot.main([*command, "--topology=v5e:1x1", f"--out={out}"]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["flops_per_sample"] > 0 and "forwards_per_sample" not in figures
+    assert "forwards per sample" not in capsys.readouterr().out
+    assert aot.main([*command, "--topology=v5e:1x1", "--precomputed"]) == 2
+    assert "there is no diffusion model, whose latents could be precomputed" in capsys.readouterr().err
+
+
 def test_every_array_is_laid_out(tiny_world):
     job, batch = plain_job(str(tiny_world), batch_size=2)
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
@@ -109,6 +165,15 @@ def test_mistakes_are_one_line(capsys, tmp_path):
         assert aot.main(arguments) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "chips"), [("v5e:1x1", 1), ("v5e:16x16", 256), ("v5p:2x2x4", 16), ("v6e:4x4", 16)])
+def test_slices_that_libtpu_describes(name, chips):
+    pytest.importorskip("libtpu")
+    chip, devices = aot.topology(name)
+    assert len(devices) == chips and {device.device_kind for device in devices} == {aot.SLICES[name[:3]]}
+    assert chip is CHIPS[aot.SLICES[name[:3]]]
 
 
 @pytest.mark.slow

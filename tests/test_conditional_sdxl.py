@@ -1,4 +1,4 @@
-"""Conditional jobs on a model with two text encoders: both tokenizers' ids reach the loss and the sampler."""
+"""Jobs on a model with two text encoders: both tokenizers' ids, or their states, reach the loss and the sampler."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,11 @@ import pytest
 import tiny
 
 from sdd_jax import aot
+from sdd_jax.benchmarks.workloads import abstract_program, plain_job
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.jobs.ccd.conditional import make_sampler
 from sdd_jax.train import EngineConfig
+from sdd_jax.training.sharding import MeshConfig, make_mesh
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TOKENS = 12
@@ -66,3 +68,11 @@ def test_a_step_and_a_sampler_of_two_text_encoders(file, tiny_xl):
     without = {name: value for name, value in batch.items() if name != "input_ids_2"}
     with pytest.raises(ValueError, match="two text encoders"):
         jax.eval_shape(step, jax.random.key(0), job.frozen, without)
+
+
+def test_a_plain_step_reads_pooled_text(tiny_xl):
+    job, batch = plain_job(str(tiny_xl), batch_size=2)
+    assert batch["pooled"].shape == (2, tiny.TEXT["projection_dim"]) and job.frozen["null_pooled"].shape == (1, 16)
+    step = abstract_program(job, batch, make_mesh(MeshConfig(), jax.devices()[:1]))
+    state, metrics = jax.eval_shape(step.program.step, *step.arguments)
+    assert metrics["loss"].shape == () and "add_embedding" in state.params["unet"]

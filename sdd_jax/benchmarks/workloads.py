@@ -48,13 +48,17 @@ class AbstractStep(NamedTuple):
 
 
 def with_path(config: ConfigDict, folder: Path) -> ConfigDict:
-    """Returns a copy whose paths of data on disk (and of conditions beside it) are `folder` where they are empty."""
+    """Returns a copy whose paths of data on disk (and of conditions beside it) are `folder` where they are empty.
+
+    Where the data has no path, timesteps are given too: there is nothing to search them on.
+    """
     changed = ConfigDict(config.to_dict())
     data, condition = _section(changed, "data"), _section(changed, "condition")
     if data.get("source") == "portraits":
         return changed.lock()
     if data.get("path") == "":
         data.path = str(folder)
+        _give_timesteps(changed)
     if condition.get("path") == "" and condition.get("task") in ("depth", "edit"):
         condition.path = str(folder)
     return changed.lock()
@@ -63,9 +67,10 @@ def with_path(config: ConfigDict, folder: Path) -> ConfigDict:
 def without_files(config: ConfigDict, folder: Path) -> ConfigDict:
     """Returns a copy whose published model is shapes alone, and whose data path is `folder` where it has none.
 
-    A model that is a directory or "portraits" stays: its files are there.
+    A model that is a directory or "portraits" stays: its files are there. Timesteps are given, not searched.
     """
     changed = ConfigDict(with_path(config, folder).to_dict())
+    _give_timesteps(changed)
     for section in (changed, _section(changed, "teacher")):
         name = section.get("model") or ""
         known = described(name)
@@ -74,6 +79,13 @@ def without_files(config: ConfigDict, folder: Path) -> ConfigDict:
         elif name in PUBLISHED:
             section.model, section.revision = f"shapes:{name}", None
     return changed.lock()
+
+
+def _give_timesteps(config: ConfigDict) -> None:
+    """Names a timestep in place of a search or its file, where a job has them: which ones changes no program."""
+    timesteps = _section(config, "timesteps")
+    if timesteps:
+        timesteps.update(path="", given=(500,), rule="", weights="uniform")
 
 
 def _section(config: ConfigDict, name: str) -> ConfigDict:
@@ -118,8 +130,14 @@ def batch_shapes(batch: Mapping[str, Any], batch_size: int) -> dict[str, jax.Sha
 
 
 def precomputed(job: Job, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces a batch's images and ids by moments and text states, as precomputed data has them; shapes for shapes."""
-    model: ModelBundle = model_of(job)
+    """Replaces a batch's images and ids by moments and text states, as precomputed data has them; shapes for shapes.
+
+    Raises:
+        ValueError: the job has no diffusion model whose latents they would be.
+    """
+    model = model_of(job)
+    if model is None:
+        raise ValueError(f"{job.name}: there is no diffusion model, whose latents could be precomputed")
     kept = {key: value for key, value in batch.items() if key not in ("image", "input_ids", "input_ids_2")}
     run = jax.eval_shape if any(isinstance(x, jax.ShapeDtypeStruct) for x in batch.values()) else _call_jitted
     if "image" in batch:
@@ -135,16 +153,9 @@ def _call_jitted(function: Any, *arguments: Any) -> Any:
     return jax.jit(function)(*arguments)
 
 
-def model_of(job: Job) -> ModelBundle:
-    """The bundle that a job's objective trains or reads.
-
-    Raises:
-        ValueError: it has none: the classifier, say.
-    """
-    model = getattr(job.objective, "model", None)
-    if model is None:
-        raise ValueError(f"{job.name}: the objective has no diffusion model, whose forward could be the unit")
-    return model
+def model_of(job: Job) -> ModelBundle | None:
+    """The diffusion model that a job's objective trains or reads; None where it has none: the classifier, say."""
+    return getattr(job.objective, "model", None)
 
 
 def plain_job(
@@ -210,9 +221,11 @@ def step_flops(job: Job, batch: Shapes) -> int:
     return count_jaxpr(abstract.program.step.trace(*abstract.arguments).jaxpr.jaxpr).total
 
 
-def forward_flops(job: Job, batch: Mapping[str, Any]) -> int:
-    """F: one forward of one sample through the job's UNet, at its batch's size."""
+def forward_flops(job: Job, batch: Mapping[str, Any]) -> int | None:
+    """F: one forward of one sample through the job's UNet, at its batch's size; None for a job without one."""
     model = model_of(job)
+    if model is None:
+        return None
     if "moments" in batch:
         height, width = batch["moments"].shape[1:3]
     elif "image" in batch:
