@@ -1,4 +1,5 @@
-"""Two gloo processes of two devices train as one process of four, share the writing, and do not outlive each other."""
+"""Two gloo processes of two devices train as one process of four, share the writing, stop together, and do not outlive
+each other."""
 
 import json
 import os
@@ -11,6 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_job
+from ml_collections import ConfigDict
+
+from sdd_jax import train
+from sdd_jax.runs import read_config
 
 STEPS = 8
 HEARTBEAT = 8
@@ -22,7 +27,7 @@ def get_config(arg=""):
         "steps": 10**8, "batch_size": 8, "accumulate": 2, "ema": 0.9, "compile_cache": "", "log_every": 1,
         "checkpoint_every": {STEPS}, "optimizer": {{"learning_rate": 1e-2}},
         "mesh": {{"fsdp": 2, "min_shard_size": 100}},
-        "objective": {{"noise": 0.1, "poison_from": 10**9, "poison_until": 10**9}},
+        "start": "", "objective": {{"noise": 0.1, "poison_from": 10**9, "poison_until": 10**9}},
     }})
 """
 
@@ -30,7 +35,7 @@ def get_config(arg=""):
 class Processes:
     """The processes of one job of `count` processes, each with `devices` CPU devices, writing to LOGS/i.log."""
 
-    def __init__(self, config, workdir, logs, count, devices):
+    def __init__(self, config, workdir, logs, count, devices, *more):
         logs.mkdir()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -43,7 +48,7 @@ class Processes:
                 "PYTHONPATH": str(Path(__file__).parents[1]), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index),
             }  # fmt: skip
-            command = [sys.executable, toy_job.__file__, f"--config={config}", f"--workdir={workdir}"]
+            command = [sys.executable, toy_job.__file__, f"--config={config}", f"--workdir={workdir}", *more]
             if count > 1:
                 command += ["--distributed", f"--heartbeat={HEARTBEAT}"]
             with log.open("w") as output:
@@ -52,8 +57,17 @@ class Processes:
     def kill(self, index):
         """Kills one process and returns the others' exit statuses."""
         self.running[index].kill()
+        return self.ended(process for process in self.running if process is not self.running[index])
+
+    def stop(self, index):
+        """Asks one process to stop and returns the exit statuses of all."""
+        self.running[index].terminate()
+        return self.ended(self.running)
+
+    def ended(self, processes):
+        """Waits for processes and returns their exit statuses; none of the job is left."""
         try:
-            return [process.wait(60) for process in self.running if process is not self.running[index]]
+            return [process.wait(60) for process in processes]
         finally:
             for process in self.running:
                 process.kill()
@@ -114,3 +128,26 @@ def test_two_processes_train_as_one_and_end_with_each_other(config, tmp_path):
     wait_until(lambda: "ended early" in runs["two"].text(0), 20)
     last = runs["two"].text(0).splitlines()[-1]
     assert last.startswith("error: process 0 of 2 ended early. If another one died") and "same command resumes" in last
+
+
+def test_a_stop_asked_of_one_process_saves_both_and_one_process_goes_on(config, tmp_path, monkeypatch):
+    """The job starts from a run, which each process reads: as CM does, and iCD's stage 2."""
+    monkeypatch.setattr("sdd_jax.runs.build", toy_job.build)
+    start, workdir, whole = (tmp_path / name for name in ("start", "two", "whole"))
+    train.run(toy_job.build(toy_job.make_config(steps=3)), start)
+    both = Processes(config, workdir, tmp_path / "logs", 2, 2, f"--config.start={start}")
+    wait_until(lambda: len(records(workdir)) >= 3)
+    assert both.stop(1) == [0, 0], both.text(0) + both.text(1)
+
+    stopped = int(saved(workdir).parent.name)
+    assert f"stopping as asked: saved step {stopped} of" in both.text(0) and len(records(workdir)) == stopped
+    for index in range(2):
+        assert list((saved(workdir) / f"ocdbt.process_{index}").rglob("d/*")), "every process saves its part"
+
+    alone = ConfigDict(read_config(workdir).to_dict())
+    alone.steps, alone.checkpoint_every, alone.mesh.fsdp = stopped + 3, 10**6, 1
+    for directory in (workdir, whole):
+        assert int(train.run(toy_job.build(alone), directory).step) == stopped + 3
+    ours, theirs = ([line["loss"] for line in records(directory)] for directory in (workdir, whole))
+    assert len(theirs) == stopped + 3
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)

@@ -1,17 +1,19 @@
 """A tiny real job for the engine's tests: distil a frozen linear teacher, with noise and an EMA target.
 
 Run as a script it is `sdd_jax.main` with `build` standing in for `sdd_jax.jobs.build`, so that tests can kill it.
+`config.start` names a run whose average is the teacher, as some jobs start from others.
 """
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sdd_jax import jobs
+from sdd_jax import jobs, runs
 from sdd_jax.config import defaults_of, validate
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.main import main
@@ -85,10 +87,14 @@ def build(config):
             process_count=jax.process_count(),
         )
 
+    frozen = teacher()
+    if config.get("start"):
+        _, params, _ = runs.open_run(Path(config.start))
+        frozen["teacher"]["kernel"] = params["dense"]["kernel"]
     return Job(
         name="toy: a linear teacher on 50 random vectors",
         objective=validate(config.objective, Toy, "config.objective"),
-        frozen=teacher(),
+        frozen=frozen,
         stream=stream,
         previews=None,
         batch_size=config.batch_size,
@@ -98,5 +104,5 @@ def build(config):
 
 
 if __name__ == "__main__":
-    jobs.build = build
+    jobs.build = runs.build = build
     sys.exit(main())
