@@ -13,6 +13,22 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 JOB = ["--config=configs/ccd_sr.py:sd15", "--workdir=/mnt/run", "--config.data.path=a b"]
 TPU = ["--name=pod", "--zone=europe-west4-b"]
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+_GCLOUD = """#!/usr/bin/env bash
+# One machine: what state it is in, and what was asked of it. The first job is preempted, or fails where BROKEN is set.
+cd "$CLOUD"
+case "$4 $*" in
+  describe*) cat state; exit ;;
+  create*) echo READY > state ;;
+  delete*) rm state ;;
+  *sdd_jax.main*)
+    echo run >> asked
+    [ -z "${BROKEN:-}" ] || exit 1
+    [ "$(grep -c run asked)" -gt 1 ] || { echo PREEMPTED > state; exit 255; }
+    exit ;;
+esac
+echo "$4" >> asked
+"""
 
 
 def launch(script, *arguments, timeout=60, **settings):
@@ -32,9 +48,9 @@ def dry(script, *arguments):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_parse(script):
-    checker = shutil.which("shellcheck")
-    command = [checker, "-x", "-s", "bash"] if checker else ["bash", "-n"]
-    done = subprocess.run([*command, script], capture_output=True, text=True, cwd=LAUNCH.parent)
+    checker = shutil.which("shellcheck", path=TOOLS)
+    assert checker, "pip install 'sdd_jax[test]' brings it"
+    done = subprocess.run([checker, "-x", "-s", "bash", script], capture_output=True, text=True, cwd=LAUNCH.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert script.name == "common.sh" or os.access(script, os.X_OK)
 
@@ -51,6 +67,33 @@ def test_a_pod_is_created_installed_run_and_deleted():
     assert dry("tpu_vm.sh", "delete", "--dry-run", *TPU) == [
         "gcloud compute tpus tpu-vm delete pod --quiet --zone=europe-west4-b"
     ]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """What a launch needs to find a cloud that has no machine yet; `asked` is there afterwards."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (("gcloud", _GCLOUD), ("git", "#!/bin/sh\n"), ("sleep", "#!/bin/sh\n")):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    return {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "CLOUD": str(tmp_path), "TMPDIR": str(tmp_path)}
+
+
+RESUME = ["resume", *TPU, "--type=v5litepod-16", "--spot", "--", *JOB]
+
+
+def test_a_preempted_machine_is_made_again_and_the_job_resumed(cloud, tmp_path):
+    done = launch("tpu_vm.sh", *RESUME, **cloud)
+    assert done.returncode == 0, done.stderr
+    made = ["create", "scp", "ssh", "run"]
+    assert (tmp_path / "asked").read_text().split() == [*made, "delete", *made]
+
+
+def test_a_job_that_fails_on_a_healthy_machine_is_not_repeated(cloud, tmp_path):
+    done = launch("tpu_vm.sh", *RESUME, **cloud, BROKEN="1")
+    assert done.returncode == 2 and "error: the job failed on a healthy pod" in done.stderr
+    assert (tmp_path / "asked").read_text().split() == ["create", "scp", "ssh", "run"]
 
 
 def test_slurm_and_one_node():
@@ -106,6 +149,25 @@ def test_two_processes_of_two_devices_train_one_job(tmp_path):
     assert "devices: 4 cpu" in done.stdout
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4], "one process writes"
+
+
+@pytest.mark.slow
+def test_two_processes_precompute_the_bytes_of_one(tmp_path, tiny_world):
+    job = [
+        "--config=configs/ccd_sr.py:debug",
+        f"--config.model={tiny_world}",
+        "--config.adapter.embedding_channels=(4, 4, 8)",
+        "--config.data.count=7",
+        "--config.compile_cache=",
+    ]
+    settings = {"PROGRAM": "precompute", "SDD_JAX_CACHE": str(tmp_path / "cache"), "LOGS": str(tmp_path)}
+    for processes in (1, 2):
+        arguments = [f"--processes={processes}", "--", *job, "--batch=2", "--shard=4", f"--out={tmp_path / 'made'}"]
+        done = launch("local.sh", *arguments, timeout=600, **settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (tmp_path / "made").rename(tmp_path / f"by_{processes}")
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / f"by_{n}").iterdir()} for n in (1, 2))
+    assert one == two and {"manifest.json", "records-00000.array_record", "records-00001.array_record"} <= one.keys()
 
 
 def test_a_failed_process_fails_the_launch(tmp_path):
