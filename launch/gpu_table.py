@@ -70,6 +70,8 @@ RUNS = (
     Run("ccd", 32, attention="xla"),
     Run("plain", 32, attention="xla", remat="dots"),
     Run("ccd", 32, remat="dots"),
+    Run("icd", 16, attention="xla"),
+    Run("ccd", 32, attention="xla", remat="dots"),
 )
 
 

@@ -107,6 +107,12 @@ def test_every_config_becomes_shapes(spec, array_cache, monkeypatch):
     assert forward_flops(job, batch) == pytest.approx(F["sdxl" if "sdxl" in spec else "sd15"], rel=1e-3)
 
 
+def test_the_embedded_second_stage_takes_a_teacher_of_shapes(tiny_world, array_cache):
+    config = load(str(CONFIG.with_name("icd.py:stage2")), f"teacher.model=random:{tiny_world}+w")
+    job, _, batch = aot.config_jobs(config, from_moments=False)
+    assert job.objective.model.source == f"shapes:{tiny_world}+w" and batch["moments"].shape == (8, 16, 16, 8)
+
+
 def test_a_distillation_of_a_run_needs_the_run():
     with pytest.raises(ValueError, match="config.teacher.workdir is empty: CM distils a fine-tuned run"):
         aot.config_jobs(load(str(CONFIG.with_name("cm.py:sd15"))), from_moments=False)

@@ -161,10 +161,27 @@ def test_mistakes_are_one_line(run, arguments, message, tiny_world):
     assert status == 2 and figures is None and message in error and error.count("\n") == 1
 
 
-def test_the_gpu_table_prints_every_command_and_reads_what_ran(tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def script():
+    """launch/gpu_table.py"""
     spec = importlib.util.spec_from_file_location("gpu_table", ROOT / "launch" / "gpu_table.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_gpu_tables_icd_row_at_tiny_size(script, run, tiny_world, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(script, "MODEL", str(tiny_world))
+    tiny_sizes = ["--config.data.size=64", "--config.dtype=float32", "--config.compile_cache="]
+    status, figures, _, error = run(*script.Run("icd", 2).arguments, *tiny_sizes)
+    assert status == 0, error
+    assert "iCD" in figures["work"] and "one repeated batch" in figures["work"] and figures["peak_bytes"] > 0
+    forward = unet_flops(read_configs(str(tiny_world))["unet"], 16, 16, 40).total
+    assert figures["flops_per_sample"] == pytest.approx(5 * forward, rel=0.05)
+
+
+def test_the_gpu_table_prints_every_command_and_reads_what_ran(script, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gpu_table.py", f"--out={tmp_path}", "--dry-run"])
     assert script.main() == 0
     lines = capsys.readouterr().out.splitlines()

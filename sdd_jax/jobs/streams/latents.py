@@ -15,9 +15,15 @@ from sdd_jax.types import ModelBundle, Params
 
 
 def encoded_portraits(bundle: ModelBundle, vae: Params, source: PortraitSource) -> np.ndarray:
-    """The posterior moments of a source's portraits, f16 [count, h, w, 2c], encoded once."""
+    """The posterior moments of a source's portraits, f16 [count, h, w, 2c], encoded once.
+
+    Zeros of a model that has shapes and no weights (`sdd_jax.aot`).
+    """
     encode = jax.jit(bundle.moments)
     size = portraits.SIZE // bundle.downsampling
+    shape = (len(source), size, size, 2 * bundle.latent_channels)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(vae)):
+        return np.zeros(shape, np.float16)
 
     def chunks() -> Iterator[np.ndarray]:
         batch = 100
@@ -30,7 +36,6 @@ def encoded_portraits(bundle: ModelBundle, vae: Params, source: PortraitSource) 
             yield np.concatenate(parts).astype(np.float16)
 
     key = f"{renderer_hash()} {tree_hash(vae)}"
-    shape = (len(source), size, size, 2 * bundle.latent_channels)
     return cached_array(f"moments-{source.split}", key, shape, "float16", chunks)
 
 
