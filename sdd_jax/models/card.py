@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,33 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any] | None) -> str:
-    """The table of a report's rows, and what it says beside them."""
-    if not metrics:
+    """A report's single facts in one line, its rows as a table, and a table of each other group that it has."""
+    known = {key: value for key, value in (metrics or {}).items() if value not in (None, {}) and key != "workdir"}
+    if not known:
         return "Not measured: `python -m sdd_jax.evaluate --workdir=DIR`, then export again."
-    rows = metrics.get("rows") or {}
-    facts = {key: value for key, value in metrics.items() if isinstance(value, str | int | float) and key != "workdir"}
-    lines = [", ".join(f"{key} {value}" for key, value in sorted(facts.items()))] if facts else []
-    if isinstance(rows, Mapping) and rows and all(isinstance(row, Mapping) for row in rows.values()):
+    groups = {key: value for key, value in known.items() if isinstance(value, Mapping)}
+    parts = [", ".join(f"{key} {value}" for key, value in sorted(known.items()) if key not in groups)]
+    rows = groups.get("rows", {})
+    if rows and all(isinstance(row, Mapping) for row in rows.values()):
+        del groups["rows"]
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        lines += ["", f"| | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+        lines = [f"| | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
         for name, row in rows.items():
             lines.append(f"| {name} | {' | '.join(_number(row.get(column)) for column in columns)} |")
-    return "\n".join(lines).strip() or f"```json\n{json.dumps(metrics, indent=1)}\n```"
+        parts.append("\n".join(lines))
+    for name, group in groups.items():
+        cells = [f"| {key} | {_number(value)} |" for key, value in _leaves(group)]
+        parts.append("\n".join([f"| {name} | |", "| --- | --- |", *cells]))
+    return "\n\n".join(filter(None, parts))
+
+
+def _leaves(group: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """What a group holds, the names of groups inside it before their own: "editors: SDEdit, 50 steps"."""
+    for key, value in group.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}: ")
+        else:
+            yield f"{above}{key}", value
 
 
 def _number(value: Any) -> str:

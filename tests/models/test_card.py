@@ -39,4 +39,24 @@ def test_everything_is_named(tmp_path):
 def test_what_is_not_known_is_said(tmp_path):
     text = card(tmp_path, config={"model": str(tmp_path)}, fingerprint={}, metrics=None)
     assert "base_model" not in text and "Not measured" in text and "trained from scratch" in text
-    assert '"figures": {' in card(tmp_path, metrics={"figures": {"a": 1}})
+    assert "Not measured" in card(tmp_path, metrics={"workdir": "/secret", "timesteps": None})
+
+
+def test_groups_of_metrics_are_shown_beside_facts_and_rows(tmp_path):
+    """As stage 1 of iCD, SDD and DDS report."""
+    lines = card(tmp_path, metrics={"samples": 2, "metrics": {"relative_rmse@3": 0.1}}).splitlines()
+    assert "samples 2" in lines and "| relative_rmse@3 | 0.1 |" in lines
+    report = {
+        "step": 9,
+        "timesteps": [300, 500],
+        "edit": {"attribute": "hair", "value": "white"},
+        "rows": {"SDD": {"psnr": 20.0}},
+        "cost": {"train": 3600.0, "editors": {"SDEdit": 4.25}, "break_even": {"SDEdit": None}},
+    }
+    lines = card(tmp_path, metrics=report).splitlines()
+    assert "step 9, timesteps [300, 500]" in lines and "| SDD | 20 |" in lines
+    cost = lines.index("| cost | |")
+    assert lines[cost : cost + 5] == [
+        "| cost | |", "| --- | --- |", "| train | 3600 |", "| editors: SDEdit | 4.25 |", "| break_even: SDEdit |  |",
+    ]  # fmt: skip
+    assert "| value | white |" in lines and not lines[cost - 1]
