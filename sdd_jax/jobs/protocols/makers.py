@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sdd_jax.data.decode import read_image, read_picture
+from sdd_jax.data.decode import read_picture
 from sdd_jax.data.records import to_float
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
@@ -68,10 +68,7 @@ def make_maker(flags: argparse.Namespace) -> Maker:
     if flags.method and flags.method not in METHODS:
         raise ValueError(f"--method={flags.method} is no editing method; use {', '.join(METHODS)}")
     model, frozen = open_model(flags)
-    size = flags.size or model.sample_size * model.downsampling
-    if size % model.downsampling:
-        raise ValueError(f"--size={size}: sides are multiples of {model.downsampling}")
-    return (_generator if flags.protocol == "generation" else _editor)(flags, model, frozen, size)
+    return (_generator if flags.protocol == "generation" else _editor)(flags, model, frozen, _side(flags, model))
 
 
 def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, size: int) -> Maker:
@@ -136,7 +133,7 @@ def _editor(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, size:
 
 
 def _conditional(flags: argparse.Namespace) -> Maker:
-    """A run of CCD or of its baselines; a degraded image is brought to the run's size as `sdd_jax.sample` does."""
+    """A run of CCD or of its baselines; a degraded image is stretched as the original that it is compared with."""
     wanted = "superres" if flags.protocol == "restoration" else "none"
     found = condition_of(flags.workdir).get("task", "superres")
     if found != wanted:
@@ -146,10 +143,10 @@ def _conditional(flags: argparse.Namespace) -> Maker:
     objective, params, frozen = open_runs([flags.workdir], [])
     start = default_start(ConditionConfig(task=found))
     model, sampler = objective.model, make_sampler(objective, start=start)
-    size = flags.size or model.sample_size * model.downsampling
+    size = _side(flags, model)
 
     def make(items: Sequence[Item], numbers: Sequence[int]) -> tuple[np.ndarray, float]:
-        low = np.stack([to_float(read_image(_image(item), size)) for item in items]) if wanted == "superres" else None
+        low = np.stack([read_square(item, size) for item in items]) if wanted == "superres" else None
         ids = prompt_ids(model, [item.target for item in items])
         key = jax.random.fold_in(jax.random.key(flags.seed), numbers[0])
         return np.asarray(sampler(params, frozen, low, ids, key, flags.steps, size=size)), float(flags.steps)
@@ -164,6 +161,14 @@ def read_square(item: Item, size: int) -> np.ndarray:
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return to_float(np.asarray(picture))
+
+
+def _side(flags: argparse.Namespace, model: ModelBundle) -> int:
+    """Pixels of a side of the pictures, the model's own unless --size says another."""
+    size: int = flags.size or model.sample_size * model.downsampling
+    if size % model.downsampling:
+        raise ValueError(f"--size={size}: sides are multiples of {model.downsampling}")
+    return size
 
 
 def _name(flags: argparse.Namespace, model: ModelBundle) -> str:
