@@ -1,5 +1,6 @@
 """A translator from its config to a picture: data, one tiny run, evaluation, one-pass edits and export."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from sdd_jax.jobs.dds.data import (
     translated,
 )
 from sdd_jax.jobs.dds.pairs import batch_size, distinct_pairs, joined, task_pairs
+from sdd_jax.jobs.editing import models
 from sdd_jax.jobs.editing.methods import EditRequest, edit, frozen_of
 from sdd_jax.models.translator import load_translator
 from sdd_jax.runs import open_run
@@ -191,6 +193,27 @@ def test_one_pass_edits_from_the_run_and_from_its_export(finished, opened, tiny_
     request = EditRequest(model=model, frozen=frozen, image=images, source=("", ""), target=("lion", "dog"))
     result = edit("translate", request)
     assert result.evaluations == 1 and np.abs(result.image[0] - result.image[1]).max() > 0, "each image has its task"
+    captions = dataclasses.replace(request, target=("a dog", "two dogs"), options={"task": "lion"})
+    for image in edit("translate", captions).image:
+        np.testing.assert_allclose(image, result.image[0], atol=1e-5)
+    with pytest.raises(ValueError, match="--option task='cow' is no task of this translator"):
+        edit("translate", dataclasses.replace(request, options={"task": "cow"}))
+
+
+def test_the_editing_protocol_takes_captions(finished, opened, tmp_path, monkeypatch, capsys):
+    """Portraits' captions name no task: it comes as an option."""
+    monkeypatch.setattr(models, "open_run", lambda workdir: opened)
+    arguments = ["--protocol=editing", "--method=translate", f"--workdir={finished}", "--benchmark=portraits"]
+    arguments += ["--samples=2", "--batch=2", f"--out={tmp_path}"]
+    assert evaluate.main([*arguments, "--option=task=lion"]) == 0
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["samples"] == 2 and set(report["metrics"]) == {"psnr", "ssim"}
+    made = [json.loads(line) for line in (tmp_path / "made.jsonl").read_text().splitlines()]
+    assert "step 2" in made[0]["settings"]["model"] and [row["evaluations"] for row in made[1:]] == [1, 1]
+    with Image.open(tmp_path / "images" / "000001.png") as image:
+        assert image.size == (64, 64)
+    assert evaluate.main([*arguments[:-1], f"--out={tmp_path / 'x'}"]) == 2
+    assert "is no task of this translator; use bear, dog, lion, squirrel" in capsys.readouterr().err
 
 
 def test_evaluate_measures_and_writes(finished, tiny_world, capsys):

@@ -142,6 +142,7 @@ def test_mistakes(one_line, tiny_world, pictures, tmp_path):
         (["--method=p2p", *picture, "--size=big"], "--size=big: give a side"),
         (["--method=p2p", *picture, "--frames=x.mp4"], "--frames=x.mp4: name a .png strip or a .gif"),
         (["--method=icd", *picture], "icd edits with a run of stage 2: name it as --workdir"),
+        (["--method=manipulate", *picture], "manipulate edits with a run of sdd or clip_guidance"),
         (["--method=ddib", *picture, "--option", "strength=1"], "--option.strength is not a field of Inversion"),
         (["--method=ddib", *picture, "--benchmark=portraits"], "--benchmark has its own images and prompts"),
         (["--method=ddib", "--benchmark=portraits", "--edits=hat"], "'hat' is no edit of a portrait"),

@@ -186,7 +186,7 @@ def test_the_other_options_reach_the_descent():
         ("sds", {"clip": 0.0}, "clip=0.0 would stop every gradient"),
         ("sds", {"t_max": 1000}, "give some of 1..999"),
         ("pds", {"stride": 30}, "stride=30 leaves the lowest timestep 20 no neighbour"),
-        ("translate", {"w": 1}, "--option.w is not a field of NoOptions"),
+        ("translate", {"w": 1}, "--option.w is not a field of Translation"),
     ],
 )
 def test_mistakes_are_one_line(method, options, message):

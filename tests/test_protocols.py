@@ -151,7 +151,12 @@ def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, caps
     wide = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     for folder in ("low", "high"):
         write_png(tmp_path / folder / "x.png", wide)
-    pair = [arguments[0], f"--data={tmp_path / 'low'}", f"--reference={tmp_path / 'high'}", f"--out={tmp_path / 'wide'}"]
+    pair = [
+        arguments[0],
+        f"--data={tmp_path / 'low'}",
+        f"--reference={tmp_path / 'high'}",
+        f"--out={tmp_path / 'wide'}",
+    ]
     run("--protocol=restoration", *pair)
     assert metrics(tmp_path / "wide")["metrics"] == {"ssim": pytest.approx(1.0)}, "equal pictures, so no PSNR either"
     refused(capsys, "--size=30: sides are multiples of 4", "--protocol=restoration", *pair, "--size=30")

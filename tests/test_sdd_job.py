@@ -189,6 +189,22 @@ def test_a_run_trains_previews_and_exports(finished, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), loaded, params)
 
 
+def test_protocols_take_the_run_and_its_export(finished, tmp_path):
+    """Prompts are not read: the run's one edit is made, and the one task of its exported translator."""
+    assert export.main([f"--workdir={finished}", f"--out={tmp_path / 'translator'}"]) == 0
+    pictures = {}
+    for method, where in (("manipulate", f"--workdir={finished}"), ("translate", f"--model={tmp_path / 'translator'}")):
+        arguments = ["--protocol=editing", f"--method={method}", where, "--benchmark=portraits", "--samples=2"]
+        assert evaluate.main([*arguments, "--batch=2", f"--out={tmp_path / method}"]) == 0
+        made = [json.loads(line) for line in (tmp_path / method / "made.jsonl").read_text().splitlines()[1:]]
+        assert [row["evaluations"] for row in made] == [1, 1]
+        images = sorted((tmp_path / method / "images").iterdir())
+        pictures[method] = np.stack([np.asarray(Image.open(path), int) for path in images])
+    assert pictures["manipulate"].shape == (2, 64, 64, 3)
+    assert np.abs(pictures["manipulate"] - pictures["translate"]).max() <= 1
+    assert np.abs(np.diff(pictures["translate"], axis=0)).max() > 0
+
+
 def test_evaluate_compares_with_editors_and_says_when_training_pays(finished, tiny_world, capsys):
     arguments = [f"--workdir={finished}", "--samples=1", "--steps=2", f"--world={tiny_world}"]
     assert evaluate.main(arguments) == 0

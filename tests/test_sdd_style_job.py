@@ -22,6 +22,7 @@ from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data.sources import IMAGE_OPTIONS
 from sdd_jax.jobs.sdd import job as sdd_job
 from sdd_jax.jobs.sdd import style
+from sdd_jax.jobs.sdd.editing import editing_model
 from sdd_jax.models import e4e
 from sdd_jax.models.style_mappers import MapperConfig, load_mapper
 from sdd_jax.models.stylegan2 import make_generator
@@ -204,6 +205,10 @@ def test_a_run_trains_previews_and_exports(finished, tmp_path):
     code = job.objective.manipulator.code_shapes
     read_back = load_mapper(tmp_path / "out" / "mapper.safetensors", MapperConfig(), code)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), read_back, params)
+    model, frozen = editing_model(job, params)
+    described = model.configs["manipulator"]
+    edited = jax.eval_shape(described["edit"], frozen["manipulator"], frozen, np.zeros((2, 64, 64, 3), np.float32))
+    assert edited.shape == (2, 64, 64, 3) and described["evaluations"] == 0
 
 
 def test_the_step_on_random_weights_is_lowered(tiny_world, style_world, tmp_path, array_cache):

@@ -5,7 +5,7 @@
 | `sds` | g |
 | `dds`, `pds` | 2 g |
 | `cds` | 2 g + 2 |
-| `translate` | 1 in all; `--target` is the task's name |
+| `translate` | 1 in all; the task is its only one, `--option task=NAME`, or else each image's target |
 
 An edit is `sampling.score_editing.descend` from the source's latents, batched over images, one compiled program for
 each method and shape; it is cut into equal parts between which progress is logged and frames are decoded.
@@ -29,7 +29,7 @@ from sdd_jax.config import validate
 from sdd_jax.data.decode import read_picture
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.score import EpsFn, eps_of
-from sdd_jax.jobs.dds.options import CUTS, Contrastive, Delta, Descent, NoOptions, Posterior, shared
+from sdd_jax.jobs.dds.options import CUTS, Contrastive, Delta, Descent, Posterior, Translation, shared
 from sdd_jax.jobs.editing.methods import (
     EditRequest,
     EditResult,
@@ -46,7 +46,7 @@ from sdd_jax.models.features import with_outputs
 from sdd_jax.models.translator import Translator, load_translator
 from sdd_jax.sampling import score_editing
 from sdd_jax.sampling.score_editing import OPTIMIZERS, Gradient, Prompts
-from sdd_jax.types import Frozen, ModelBundle
+from sdd_jax.types import Frozen, ModelBundle, Params
 
 SELF_ATTENTION = r"up_blocks_.*/attn1"
 _log = logging.getLogger("sdd_jax")
@@ -77,19 +77,35 @@ def pds(request: EditRequest) -> EditResult:
 
 
 def translate(request: EditRequest) -> EditResult:
-    """One pass of a trained translator, the target of each image being the name of a task."""
-    validate(request.options, NoOptions, "--option")
+    """One pass of a trained translator.
+
+    Raises:
+        ValueError: a target, or an option `task`, that is the name of no task.
+    """
+    options = validate(request.options, Translation, "--option")
     if "translator" in request.frozen:
         params, described = request.frozen["translator"], request.model.configs["translator"]
         translator, tasks = Translator(model=request.model, output=described["output"]), tuple(described["tasks"])
     else:
-        translator, params, _, tasks = load_translator(request.model.source)
-    unknown = [name for name in request.target if name not in tasks]
+        translator, params, _, tasks = _exported(request.model.source, request.model.content_hash)
+    chosen = options.task or (tasks[0] if len(tasks) == 1 else "")
+    names = (chosen,) * len(request.target) if chosen else request.target
+    unknown = [name for name in names if name not in tasks]
     if unknown:
-        raise ValueError(f"--target={unknown[0]!r} is no task of this translator; use {', '.join(tasks)}")
-    task = jnp.asarray([tasks.index(name) for name in request.target])
+        flag = "--option task" if options.task else "--target"
+        raise ValueError(
+            f"{flag}={unknown[0]!r} is no task of this translator; use {', '.join(tasks)}, as the target of each image "
+            "or as --option task of all"
+        )
+    task = jnp.asarray([tasks.index(name) for name in names])
     z = _translate(Static(translator.model), translator.output, params, encode(request), task)
     return EditResult(decode(request, z), 1.0)
+
+
+@functools.lru_cache(maxsize=1)
+def _exported(source: str, content_hash: str) -> tuple[Translator, Params, Params, tuple[str, ...]]:
+    """`load_translator`, once for all batches, whose program is compiled once then."""
+    return load_translator(source)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -91,8 +91,10 @@ class Posterior(Descent):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoOptions:
-    """A translator has none."""
+class Translation:
+    """task: a translator's, for all images; "" reads each image's target as one, unless the translator has only one."""
+
+    task: str = ""
 
 
 def shared(options: Descent) -> Descent:

@@ -48,6 +48,7 @@ METHODS: dict[str, str] = {
     "cds": "sdd_jax.jobs.dds.editing:cds",
     "pds": "sdd_jax.jobs.dds.editing:pds",
     "translate": "sdd_jax.jobs.dds.editing:translate",
+    "manipulate": "sdd_jax.jobs.sdd.editing:manipulate",
 }
 
 

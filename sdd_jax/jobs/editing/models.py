@@ -17,6 +17,8 @@ RUNS = {
     "guidance_distill": "sdd_jax.jobs.icd.guidance_distill:editing_model",
     "icd": "sdd_jax.jobs.icd.job:editing_model",
     "dds": "sdd_jax.jobs.dds.job:editing_model",
+    "sdd": "sdd_jax.jobs.sdd.editing:editing_model",
+    "clip_guidance": "sdd_jax.jobs.sdd.editing:editing_model",
 }
 _log = logging.getLogger("sdd_jax")
 

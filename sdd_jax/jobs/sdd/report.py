@@ -37,6 +37,7 @@ from sdd_jax.evals.instruments import Instruments, autoencoded
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.editing.methods import EditRequest, edit
+from sdd_jax.jobs.sdd.editing import evaluations_of
 from sdd_jax.jobs.sdd.job import make_editor, make_viewer
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models import hub
@@ -74,8 +75,8 @@ class Run(NamedTuple):
 
     @property
     def evaluations(self) -> float:
-        """F of an edit: a style mapper has no UNet in it."""
-        return float(isinstance(self.manipulator, LatentManipulator))
+        """F of an edit."""
+        return evaluations_of(self.manipulator)
 
 
 def open_manipulator(workdir: Path) -> Run:
