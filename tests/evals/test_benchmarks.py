@@ -11,6 +11,7 @@ from sdd_jax.command import is_ours
 from sdd_jax.evals.protocols.benchmarks import (
     blended_words,
     decode_mask,
+    read_coco,
     read_editing,
     read_generation,
     read_inversion,
@@ -42,6 +43,22 @@ def test_generation_numbers_its_rows(tmp_path):
     assert [item.target for item in items] == ["Green, commercial.", "An airplane"]
     file.write_text(",id,caption\n0,0,A city in 4-dimensional space-time\n")
     assert read_generation(file)[0].target == "A city in 4-dimensional space-time"
+
+
+def test_coco_gives_the_first_caption_of_each_validation_image(tmp_path):
+    pictures(tmp_path / "val2017", "000.png", "007.png")
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    one_line(lambda: read_coco(tmp_path), r"annotations holds no captions_val\*.json: give COCO's directory as --data")
+    file.parent.mkdir()
+    images = [{"id": 9, "file_name": "007.png"}, {"id": 4, "file_name": "000.png"}]
+    captions = [(9, 3, "A red bus. "), (4, 2, "later"), (9, 5, "later"), (4, 1, "Two cats.")]
+    annotations = [{"image_id": image, "id": number, "caption": text} for image, number, text in captions]
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    file.with_name("captions_train2017.json").write_text("{}")
+    items = read_coco(tmp_path)
+    assert [(item.id, item.target) for item in items] == [("000000", "Two cats."), ("000001", "A red bus.")]
+    file.with_name("captions_val2014.json").write_text("{}")
+    one_line(lambda: read_coco(tmp_path), "holds captions of val2014 and val2017")
 
 
 @pytest.mark.parametrize(

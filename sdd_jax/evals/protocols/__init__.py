@@ -2,7 +2,7 @@
 
 | protocol | benchmark | measures |
 | --- | --- | --- |
-| generation | a CSV of `caption` (and `file_name` or `id`) | FID, CLIP-T, ImageReward |
+| generation | a CSV of `caption` (and `file_name` or `id`); or COCO | FID, CLIP-T, ImageReward |
 | inversion | a CSV of `file_name`, `caption`, and a folder of images | LPIPS, DINOv2, PSNR |
 | editing | a CSV of `file_name`, `old_caption`, `edited_caption`, `blended_words`; or PIE-bench | CLIP, DINOv2, ... |
 | restoration | a folder of degraded images and one of originals | FID, LPIPS, PSNR, SSIM |

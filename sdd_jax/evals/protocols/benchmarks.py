@@ -6,6 +6,7 @@ What the published files hold, and what is made of it:
 | --- | --- | --- |
 | any CSV | unnamed index columns | left out |
 | generation | one file name for several captions | samples are numbered by row |
+| generation, COCO itself | five captions an image | the first; images in the order of their ids |
 | editing, COCO | `blended_words` written as a tuple: `"('child', 'lion')"` | the two words |
 | editing, PIE-bench | two `blended_words`, a blank, or three (`And chair rock`) | two, none, the last two |
 | editing, PIE-bench | blended words that their prompt does not have (`puppy`, `person`) | none: no local blend |
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdd_jax.data.sources.captions import read_caption
+from sdd_jax.data.sources.coco import CocoSource
 from sdd_jax.data.sources.raw import inside, read_object
 from sdd_jax.evals.preprocess import image_paths
 
@@ -55,6 +57,23 @@ def read_generation(path: str | Path) -> list[Item]:
     return [
         Item(id=f"{number:06d}", target=row["caption"].strip()) for number, row in enumerate(rows(path, GENERATION))
     ]
+
+
+def read_coco(directory: str | Path) -> list[Item]:
+    """Prompts of COCO as it is published: its validation images' first captions; the images beside them for FID.
+
+    Raises:
+        FileNotFoundError: no captions of a validation split, or images that they name are missing.
+        ValueError: captions of several such splits, or of another form.
+    """
+    folder, prefix = Path(directory) / "annotations", "captions_"
+    splits = [path.stem.removeprefix(prefix) for path in sorted(folder.glob(f"{prefix}val*.json"))]
+    if not splits:
+        raise FileNotFoundError(f"{folder} holds no {prefix}val*.json: give COCO's directory as --data, or a --csv")
+    if len(splits) > 1:
+        raise ValueError(f"{folder} holds captions of {' and '.join(splits)}: keep those of one split")
+    source = CocoSource(directory, splits[0])
+    return [Item(id=f"{number:06d}", target=source[number].captions[0]) for number in range(len(source))]
 
 
 def read_inversion(path: str | Path, images: str | Path) -> list[Item]:

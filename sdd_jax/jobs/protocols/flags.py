@@ -1,6 +1,7 @@
 """`python -m sdd_jax.evaluate --protocol=NAME ...`: the papers' evaluations of a model, a run, or a folder of results.
 
     --protocol=generation  --model=DIR --csv=generation_coco.csv --samples=5000 --inception=W.pth --reference=coco.npz
+    --protocol=generation  --model=DIR --data=COCO --samples=5000 --inception=W.pth --reference=COCO/val2017
     --protocol=inversion   --model=DIR --method=ddib --csv=FILE.csv --data=IMAGES --lpips=vgg,vgg16.pth,vgg_lin.pth
     --protocol=editing     --model=DIR --method=p2p --csv=editing_coco.csv --data=IMAGES --clip=DIR --dinov2=DIR
     --protocol=editing     --model=DIR --method=p2p --data=PIE_BENCH --blend --clip=DIR
@@ -36,7 +37,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a model")
     parser.add_argument("--csv", default="", help="the benchmark's prompts or edits")
-    parser.add_argument("--data", default="", help="the benchmark's images; PIE-bench's directory; degraded images")
+    parser.add_argument(
+        "--data", default="", help="images, of the benchmark or degraded; COCO's or PIE-bench's directory"
+    )
     parser.add_argument("--reference", default="", help="folder, or .npz of statistics, for FID; originals")
     parser.add_argument("--benchmark", default="", choices=("", "portraits"), help="in place of --csv and --data")
     parser.add_argument("--samples", type=int, default=0, help="the first so many; 0: all")
