@@ -1,7 +1,8 @@
 """A protocol's run: makes the pictures, measures them and reports; its command line is `flags`.
 
 Pictures go to OUT/images, one line each to OUT/made.jsonl and OUT/scores-HASH.jsonl: the same command continues where
-an interrupted one stopped; the summary is OUT/metrics.json. Inversion is an editing method asked to change nothing.
+an interrupted one stopped; the summary is OUT/metrics.json. FID's statistics of a folder to compare with are kept in
+OUT/reference.npz. Inversion is an editing method asked to change nothing.
 
 `--distributed` shares the batches out among the processes of a job, which all see OUT; the result is that of one.
 """
@@ -21,9 +22,11 @@ import jax
 import numpy as np
 
 from sdd_jax.data.decode import read_picture
-from sdd_jax.evals.fid import fid, inception_network
+from sdd_jax.evals.fid import fid, inception_network, statistics
+from sdd_jax.evals.frechet import FeatureStats, frechet_distance, save_stats
 from sdd_jax.evals.protocols.benchmarks import (
     Item,
+    read_coco,
     read_editing,
     read_generation,
     read_inversion,
@@ -42,6 +45,7 @@ from sdd_jax.evals.protocols.measures import (
 )
 from sdd_jax.evals.protocols.portraits import write_benchmark
 from sdd_jax.evals.protocols.split import is_first, own, wait_for_all
+from sdd_jax.evals.streaming import ShardedApply
 from sdd_jax.images import write_png
 from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import Maker, make_maker
@@ -79,10 +83,21 @@ def _run(flags: argparse.Namespace) -> str:
     if reference and len(items) > 1:
         files = [pictures[item.id] for item in items]
         if network is not None:
-            summary["fid"] = fid(files, reference, network)
+            truth = _statistics(reference, network, flags.out)
+            summary["fid"] = frechet_distance(statistics(files, network), truth)
         if world is not None and Path(reference).is_dir():
             summary["world_frechet"] = 100 * fid(files, reference, world.network, world.prepare)
     return _report(flags, summary, len(items)) if is_first() else ""
+
+
+def _statistics(reference: str, network: ShardedApply, out: Path) -> FeatureStats:
+    """The reference's, which are kept in OUT/reference.npz where it is a folder."""
+    truth = statistics(reference, network)
+    if Path(reference).is_dir() and is_first():
+        scratch = out / "reference.partial.npz"
+        save_stats(scratch, truth)
+        scratch.replace(out / "reference.npz")
+    return truth
 
 
 def _benchmark(flags: argparse.Namespace) -> tuple[list[Item], str]:
@@ -94,12 +109,12 @@ def _benchmark(flags: argparse.Namespace) -> tuple[list[Item], str]:
         reference = reference or str(home / "images")
         if flags.protocol == "restoration":
             data = str(home / "degraded")
-    needed = {"generation": {"--csv": csv}, "restoration": {"--data": data, "--reference": reference}}
+    needed = {"generation": {"--csv": csv or data}, "restoration": {"--data": data, "--reference": reference}}
     for flag, value in needed.get(flags.protocol, {"--data": data}).items():
         if not value:
             raise ValueError(f"--protocol={flags.protocol} needs {flag}, or --benchmark=portraits")
     if flags.protocol == "generation":
-        items = read_generation(csv)
+        items = read_generation(csv) if csv else read_coco(data)
     elif flags.protocol == "restoration":
         items = read_pairs(data, reference)
     elif flags.protocol == "inversion":
