@@ -1,5 +1,6 @@
 """iCD's jobs on the tiny world: both stages, their reports and measures, an edit, and weights that PyTorch reads."""
 
+import csv
 import dataclasses
 import functools
 import json
@@ -16,9 +17,10 @@ from PIL import Image
 import sdd_jax
 from sdd_jax import edit, evaluate, export, jobs, sample
 from sdd_jax.config import defaults_of, load_config
-from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries
+from sdd_jax.diffusion.timegrid import BOUNDARIES
+from sdd_jax.images import to_uint8
 from sdd_jax.jobs.editing import models
-from sdd_jax.jobs.editing.methods import EditResult, Static, frozen_of
+from sdd_jax.jobs.editing.methods import EditResult, Static
 from sdd_jax.jobs.icd import guidance_distill as stage1
 from sdd_jax.jobs.icd import job as stage2
 from sdd_jax.jobs.icd import measures, subjects, teacher
@@ -178,6 +180,28 @@ def test_exported_adapters_draw_the_same_images_in_pytorch(runs, opened, tmp_pat
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (plain, merged)), strict=True))
 
 
+def test_protocols_take_a_run(runs, opened, tiny_world, tmp_path, capsys):
+    """The reverse model's jumps, from noise that follows from the seed and the sample's place; and iCD's inversion."""
+    common = ["--benchmark=portraits", "--samples=2", "--batch=2", "--option=tau=0.6"]
+    guided = ["--protocol=generation", *common, "--guidance=3", f"--world={tiny_world}", f"--out={tmp_path / 'a'}"]
+    assert evaluate.main([*guided, f"--workdir={runs[1]}", "--seed=5"]) == 0
+    model, frozen = stage2.editing_model(*opened[1][:2])
+    captions = [row["caption"] for row in csv.DictReader((tmp_path / "a/benchmark/generation.csv").open())]
+    noise = [jax.random.normal(jax.random.fold_in(jax.random.key(5), i), (16, 16, 4)) for i in range(2)]
+    ids = {"input_ids": jnp.asarray(model.tokenize(captions))}
+    want = stage2.generate(Static(model), frozen, ids, jnp.stack(noise), jnp.float32(3.0), tau=0.6)
+    drawn = [np.asarray(Image.open(tmp_path / "a/images" / f"{i:06d}.png"), int) for i in range(2)]
+    assert np.abs(np.stack(drawn) - to_uint8(want)).max() <= 1
+    inversion = ["--protocol=inversion", "--method=icd", *common, f"--workdir={runs[1]}", f"--out={tmp_path / 'b'}"]
+    assert evaluate.main(inversion) == 0
+    for out, columns, evaluations in (("a", {"world_clip_t", "world_frechet"}, 2), ("b", {"psnr", "ssim"}, 6)):
+        assert set(json.loads((tmp_path / out / "metrics.json").read_text())["metrics"]) == columns
+        made = [json.loads(line) for line in (tmp_path / out / "made.jsonl").read_text().splitlines()[1:]]
+        assert [row["evaluations"] for row in made] == [evaluations] * 2
+    assert evaluate.main([*guided, f"--workdir={runs[0]}"]) == 2
+    assert "--option tau: generation takes tau, ramp_to and start, of iCD runs alone" in capsys.readouterr().err
+
+
 def test_evaluate_measures_both_stages(runs, opened, tiny_world, capsys, monkeypatch):
     monkeypatch.setattr(stage1, "comparison", lambda objective: lambda *_: ([np.zeros((1, 8, 8, 3))], ["as previewed"]))
     assert evaluate.main([f"--workdir={runs[0]}", "--samples=2", "--guidance=1,3"]) == 0
@@ -218,65 +242,6 @@ def test_a_run_is_measured_at_its_checkpoints(runs, opened, tiny_world):
         found = measures.training(runs[1], 0, {"samples": 2, "world": str(tiny_world), "w": 2.0})
     assert set(found) == {f"{name}@{step}" for name in ("frechet", "mse", "psnr") for step in (0, 2)}
     assert found["mse@0"] != found["mse@2"], "the start is the untrained student"
-
-
-def test_noise_is_judged_by_what_is_drawn_from_it(tiny_model, tiny_world, monkeypatch):
-    """A model that draws the portraits themselves without guidance, and their negatives with it, from noise of 0."""
-    model, images = tiny_model[0], stage1.heldout_images(3)
-    subject = subjects.Subject(
-        model,
-        lambda ids, noise, scales: images if scales[600] == 1 else -images,
-        lambda ids, x, noise, scales: (scales[600] - 1) * jnp.ones((3, 2, 2, 4)),
-    )
-    monkeypatch.setattr(measures, "open_subject", lambda workdir, protocol: subject)
-    ways = {"off": {"w": 1.0}, "0.5": {"w": 3.0, "tau": 0.5}, "constant": {"w": 3.0}}
-    options = {"samples": 3, "world": str(tiny_world), "decodings": ways}
-    found = measures.encoding(None, 0, options)
-    assert abs(found["frechet_off"]) < 1e-4 and found["frechet_0.5"] == found["frechet_off"]
-    assert found["frechet_constant"] > 1e-3
-    assert found["nll"] == pytest.approx(0.918939), "of zeros"
-    guided = measures.encoding(None, 0, {**options, "encoding_w": 3.0})
-    assert guided["nll"] == pytest.approx(2 + 0.918939), "of twos"
-    assert measures.encoding(None, 0, {**options, "encoding_w": 3.0, "encoding_tau": 0.5})["nll"] == found["nll"]
-
-
-def test_the_teachers_unguided_pass_is_guidance_of_one(tiny_model, tiny_world):
-    model, params = tiny_model
-    subject = subjects.ddim_subject(model, frozen_of(model, params), steps=2)
-    data = subjects.read_heldout(model, 2, 0)
-    one = jnp.ones(len(model.alphas_cumprod))
-    plain, guided = (subject.generate(data.ids, data.noise, scales) for scales in (one, one * (1 + 1e-6)))
-    np.testing.assert_allclose(plain, guided, atol=1e-4)
-    assert np.abs(np.asarray(plain) - np.asarray(subject.generate(data.ids, data.noise, 3 * one))).max() > 1e-3
-
-
-def test_the_scale_is_the_smallest_of_the_best(tiny_world, tiny_model, monkeypatch):
-    shares = {"small": [0.950, 0.961, 0.962, 0.90], "large": [0.91, 0.92, 0.99, 0.99]}
-    for name, want in (("small", 3.0), ("large", 4.0)):
-        assert subjects.smallest_of_the_best(subjects.CANDIDATES, shares[name], 896) == want
-    asked = []
-    monkeypatch.setattr(subjects, "load", lambda name: tiny_model)
-    monkeypatch.setattr(
-        subjects, "cached_array", lambda name, key, shape, dtype, chunks: asked.append(shape) or shares["large"]
-    )
-    protocol = subjects.Protocol(w=None, tau=0.5, model=str(tiny_world), world=str(tiny_world))
-    w, up, down = subjects.scales_of(protocol, tiny_model[0])
-    assert w == 4 and asked == [(4,)] and np.all(np.asarray(up) == 1)
-    assert np.all(np.asarray(down[:501]) == 4) and np.all(np.asarray(down[501:]) == 1)
-
-
-def test_blocks_of_portraits_share_none():
-    first, second = (stage1.heldout(4, block) for block in (0, 1))
-    assert not {one.index for one in first} & {one.index for one in second} and second[0].index == first[-1].index + 1
-    assert stage1.heldout(64, 156)[0].index == first[0].index, "156 blocks of 64"
-    with pytest.raises(ValueError, match=r"10001 held-out portraits: ask for 1 .. 10000"):
-        stage1.heldout(10_001)
-
-
-@pytest.mark.parametrize(("name", "tau"), [("4_tau0.8", 0.8), ("4_tau0.7", 0.7), ("3_tau0.7", 0.7), ("2", 0.6)])
-def test_the_threshold_is_where_jumps_start(opened, name, tau):
-    objective = dataclasses.replace(opened[1][0].objective, boundaries=BOUNDARIES[name])
-    assert icd_report.dynamic_threshold(objective) == tau
 
 
 def test_edit_takes_both_models_from_a_run(runs, opened, tmp_path, monkeypatch):
@@ -332,11 +297,3 @@ def test_mistakes_in_the_teacher_and_the_partner(runs, opened, tiny_world, monke
     partner = [f"partner.workdir={runs[1]}", *STAGE2[3:]]
     forward = build("forward,lora", of_run, *partner)
     assert forward.objective.trained == ("forward",) and set(forward.frozen) >= {"reverse", "teacher"}
-
-
-@pytest.mark.parametrize("name", list(BOUNDARIES))
-def test_boundaries_by_name_and_by_their_times(name):
-    one = BOUNDARIES[name]
-    assert stage2.parse_boundaries(name) == one
-    assert stage2.parse_boundaries(",".join(map(str, one.reverse))) == one
-    assert jax.tree.leaves(one) == [] and isinstance(one, Boundaries)

@@ -1,0 +1,109 @@
+"""What iCD's jobs share, on stand-ins and random models: what tables measure, boundaries, full copies' export."""
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import sdd_jax
+from sdd_jax.diffusion.guidance import guidance_embedding
+from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries
+from sdd_jax.jobs.editing.methods import frozen_of
+from sdd_jax.jobs.icd import guidance_distill as stage1
+from sdd_jax.jobs.icd import job as stage2
+from sdd_jax.jobs.icd import measures, subjects
+from sdd_jax.jobs.icd import report as icd_report
+from sdd_jax.jobs.icd.teacher import MODELS
+from sdd_jax.objectives.icd import ICD
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def test_noise_is_judged_by_what_is_drawn_from_it(tiny_model, tiny_world, monkeypatch):
+    """A model that draws the portraits themselves without guidance, and their negatives with it, from noise of 0."""
+    model, images = tiny_model[0], stage1.heldout_images(3)
+    subject = subjects.Subject(
+        model,
+        lambda ids, noise, scales: images if scales[600] == 1 else -images,
+        lambda ids, x, noise, scales: (scales[600] - 1) * jnp.ones((3, 2, 2, 4)),
+    )
+    monkeypatch.setattr(measures, "open_subject", lambda workdir, protocol: subject)
+    ways = {"off": {"w": 1.0}, "0.5": {"w": 3.0, "tau": 0.5}, "constant": {"w": 3.0}}
+    options = {"samples": 3, "world": str(tiny_world), "decodings": ways}
+    found = measures.encoding(None, 0, options)
+    assert abs(found["frechet_off"]) < 1e-4 and found["frechet_0.5"] == found["frechet_off"]
+    assert found["frechet_constant"] > 1e-3
+    assert found["nll"] == pytest.approx(0.918939), "of zeros"
+    guided = measures.encoding(None, 0, {**options, "encoding_w": 3.0})
+    assert guided["nll"] == pytest.approx(2 + 0.918939), "of twos"
+    assert measures.encoding(None, 0, {**options, "encoding_w": 3.0, "encoding_tau": 0.5})["nll"] == found["nll"]
+
+
+def test_the_teachers_unguided_pass_is_guidance_of_one(tiny_model, tiny_world):
+    model, params = tiny_model
+    subject = subjects.ddim_subject(model, frozen_of(model, params), steps=2)
+    data = subjects.read_heldout(model, 2, 0)
+    one = jnp.ones(len(model.alphas_cumprod))
+    plain, guided = (subject.generate(data.ids, data.noise, scales) for scales in (one, one * (1 + 1e-6)))
+    np.testing.assert_allclose(plain, guided, atol=1e-4)
+    assert np.abs(np.asarray(plain) - np.asarray(subject.generate(data.ids, data.noise, 3 * one))).max() > 1e-3
+
+
+def test_the_scale_is_the_smallest_of_the_best(tiny_world, tiny_model, monkeypatch):
+    shares = {"small": [0.950, 0.961, 0.962, 0.90], "large": [0.91, 0.92, 0.99, 0.99]}
+    for name, want in (("small", 3.0), ("large", 4.0)):
+        assert subjects.smallest_of_the_best(subjects.CANDIDATES, shares[name], 896) == want
+    asked = []
+    monkeypatch.setattr(subjects, "load", lambda name: tiny_model)
+    monkeypatch.setattr(
+        subjects, "cached_array", lambda name, key, shape, dtype, chunks: asked.append(shape) or shares["large"]
+    )
+    protocol = subjects.Protocol(w=None, tau=0.5, model=str(tiny_world), world=str(tiny_world))
+    w, up, down = subjects.scales_of(protocol, tiny_model[0])
+    assert w == 4 and asked == [(4,)] and np.all(np.asarray(up) == 1)
+    assert np.all(np.asarray(down[:501]) == 4) and np.all(np.asarray(down[501:]) == 1)
+
+
+def test_blocks_of_portraits_share_none():
+    first, second = (stage1.heldout(4, block) for block in (0, 1))
+    assert not {one.index for one in first} & {one.index for one in second} and second[0].index == first[-1].index + 1
+    assert stage1.heldout(64, 156)[0].index == first[0].index, "156 blocks of 64"
+    with pytest.raises(ValueError, match=r"10001 held-out portraits: ask for 1 .. 10000"):
+        stage1.heldout(10_001)
+
+
+@pytest.mark.parametrize(("name", "tau"), [("4_tau0.8", 0.8), ("4_tau0.7", 0.7), ("3_tau0.7", 0.7), ("2", 0.6)])
+def test_the_threshold_is_where_jumps_start(tiny_model, name, tau):
+    assert icd_report.dynamic_threshold(ICD(model=tiny_model[0], boundaries=BOUNDARIES[name])) == tau
+
+
+@pytest.mark.parametrize("name", list(BOUNDARIES))
+def test_boundaries_by_name_and_by_their_times(name):
+    one = BOUNDARIES[name]
+    assert stage2.parse_boundaries(name) == one
+    assert stage2.parse_boundaries(",".join(map(str, one.reverse))) == one
+    assert jax.tree.leaves(one) == [] and isinstance(one, Boundaries)
+
+
+def test_full_copies_are_exported_as_unets(tiny_world, tmp_path):
+    """Without adapters, as the embedded default trains them: one forward of each in diffusers."""
+    model, shapes = sdd_jax.load(f"shapes:{tiny_world}+w")
+    rng = np.random.default_rng(0)
+    copies = {
+        name: jax.tree.map(lambda x: rng.normal(scale=x.size**-0.25, size=x.shape).astype(np.float32), shapes["unet"])
+        for name in MODELS
+    }
+    stage2._export(ICD(model=model, lora=None), copies, tmp_path)
+    z, context = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 16, 16, 4), (2, 7, 16)))
+    t, w = np.asarray([19, 979]), np.array(guidance_embedding(jnp.asarray([1.0, 3.0])))
+    run = jax.jit(lambda unet: model.denoise(unet, z, t, context, timestep_cond=w))
+    found = {name: np.asarray(run(unet)) for name, unet in copies.items()}
+    for name, ours in found.items():
+        theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / name / "unet").eval()
+        with torch.no_grad():
+            inputs = (torch.from_numpy(x) for x in (z.transpose(0, 3, 1, 2).copy(), t, context))
+            want = theirs(*inputs, timestep_cond=torch.from_numpy(w)).sample.numpy().transpose(0, 2, 3, 1)
+        assert np.linalg.norm(want) > 1e-3 and np.linalg.norm(ours - want) < 1e-3 * np.linalg.norm(want), name
+    assert np.abs(found["forward"] - found["reverse"]).max() > 1e-3, "each under its own name"
