@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from sdd_jax import evaluate, export, sample, train
 from sdd_jax import main as entry
 from sdd_jax.evals.restoration import COLUMNS
-from sdd_jax.jobs.ccd import conditional
+from sdd_jax.jobs.ccd import conditional, runs
 from sdd_jax.runs import open_run
 from sdd_jax.sampling.generate import initial_noise
 
@@ -263,3 +263,16 @@ def test_a_folder_that_cannot_be_read(one_line, tiny_world, tmp_path):
     (tmp_path / "pictures" / "x.jpg").write_bytes(b"\xff\xd8\xff\xe0 not much of a photograph")
     broken = one_line(entry, *arguments, f"--workdir={tmp_path / 'b'}", f"--config.data.path={tmp_path / 'pictures'}")
     assert "x.jpg is not a readable image" in broken
+
+
+def test_the_restoration_protocol_takes_the_run(finished, opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "open_run", lambda workdir: opened)
+    arguments = ["--protocol=restoration", f"--workdir={finished[0]}", "--steps=1", "--benchmark=portraits"]
+    assert evaluate.main([*arguments, "--samples=2", "--batch=2", f"--out={tmp_path}"]) == 0
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["samples"] == 2 and set(report["metrics"]) == {"psnr", "ssim"} and report["metrics"]["psnr"] > 3
+    made = [json.loads(line) for line in (tmp_path / "made.jsonl").read_text().splitlines()]
+    assert "step 2" in made[0]["settings"]["model"] and made[0]["settings"]["settings"]["start"] == "condition"
+    assert [row["evaluations"] for row in made[1:]] == [1, 1]
+    first, second = (np.asarray(Image.open(tmp_path / "images" / f"{i:06d}.png"), int) for i in range(2))
+    assert first.shape == (64, 64, 3) and np.abs(first - second).max() > 0
