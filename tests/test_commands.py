@@ -17,6 +17,10 @@ from sdd_jax import evaluate, export, sample, train
 from sdd_jax import main as entry
 from sdd_jax.evals.restoration import COLUMNS
 from sdd_jax.jobs.ccd import conditional, runs
+from sdd_jax.jobs.protocols.exported import open_exported_network
+from sdd_jax.jobs.protocols.flags import parse
+from sdd_jax.jobs.protocols.makers import make_maker
+from sdd_jax.models.card import read_config
 from sdd_jax.runs import open_run
 from sdd_jax.sampling.generate import initial_noise
 
@@ -276,3 +280,16 @@ def test_the_restoration_protocol_takes_the_run(finished, opened, tmp_path, monk
     assert [row["evaluations"] for row in made[1:]] == [1, 1]
     first, second = (np.asarray(Image.open(tmp_path / "images" / f"{i:06d}.png"), int) for i in range(2))
     assert first.shape == (64, 64, 3) and np.abs(first - second).max() > 0
+
+
+def test_the_exported_run_is_restored_with(finished, opened, tiny_world, tmp_path):
+    """The export on its teacher is the run, and asked as the run is."""
+    job, params, _ = opened
+    assert export.main([f"--workdir={finished[0]}", f"--out={tmp_path}"]) == 0
+    flags = ["--protocol=restoration", f"--model={tiny_world}", f"--exported={tmp_path}", "--benchmark=portraits"]
+    parsed = parse([*flags, "--steps=2", "--out=x"])
+    network, read, frozen = open_exported_network(parsed, read_config(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    jax.tree.map(np.testing.assert_array_equal, frozen["vae"], job.frozen["vae"])
+    assert type(network) is type(job.objective) and network.grid_steps == job.objective.grid_steps
+    assert make_maker(parsed).settings == {"steps": 2, "size": 64, "batch": 8, "start": "condition"}

@@ -1,10 +1,11 @@
-"""What iCD's jobs share, on stand-ins and random models: what tables measure, boundaries, full copies' export."""
+"""What iCD's jobs share, on stand-ins and random models: what tables measure, boundaries, exported pairs."""
 
 import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch
 
 import sdd_jax
@@ -16,6 +17,11 @@ from sdd_jax.jobs.icd import job as stage2
 from sdd_jax.jobs.icd import measures, subjects
 from sdd_jax.jobs.icd import report as icd_report
 from sdd_jax.jobs.icd.teacher import MODELS
+from sdd_jax.jobs.protocols.exported import open_exported_pair
+from sdd_jax.jobs.protocols.flags import parse
+from sdd_jax.jobs.protocols.makers import make_maker
+from sdd_jax.models.card import CARD, model_card, read_config
+from sdd_jax.models.lora import LoraSpec
 from sdd_jax.objectives.icd import ICD
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -87,14 +93,41 @@ def test_boundaries_by_name_and_by_their_times(name):
     assert jax.tree.leaves(one) == [] and isinstance(one, Boundaries)
 
 
-def test_full_copies_are_exported_as_unets(tiny_world, tmp_path):
+@pytest.fixture(scope="module")
+def student(tiny_world, tmp_path_factory):
+    """The directory of a random teacher that reads its guidance scale."""
+    return tiny.make_variant(tiny_world, tmp_path_factory.mktemp("student") / "model", time_cond_proj_dim=512)
+
+
+@pytest.mark.parametrize("spec", [None, LoraSpec(rank=2, alpha=8.0, targets=("to_q", "conv1"))])
+def test_exported_pairs_are_put_together_with_their_teacher(student, tmp_path, spec):
+    model, params = sdd_jax.load(student)
+    objective, frozen = ICD(model=model, boundaries=BOUNDARIES["2"], lora=spec), {"teacher": {"unet": params["unet"]}}
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), frozen)
+    trained = tiny.draw(np.random.default_rng(0), shapes)
+    stage2._export(objective, trained, tmp_path)
+    flags = parse(["--protocol=generation", f"--model={student}", f"--exported={tmp_path}", "--csv=x", "--out=x"])
+    with pytest.raises(FileNotFoundError, match="no such card"):
+        make_maker(flags)
+    config = {"task": "icd", "objective": {"boundaries": "2"}}
+    card = model_card(title="", task="icd", step=1, config=config, fingerprint={}, metrics=None, directory=tmp_path)
+    (tmp_path / CARD).write_text(card)
+    found, read = open_exported_pair(flags, read_config(tmp_path))
+    assert found.content_hash == model.content_hash and read["boundaries"] == BOUNDARIES["2"]
+    for name in MODELS:
+        want = stage2.unet_of(objective, trained, frozen, name)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), read[name], want)
+    maker = make_maker(flags)
+    assert maker.settings["steps"] == 2 and model.content_hash in maker.name
+    with pytest.raises(ValueError, match="is of a 'dds' run; this takes icd: name the run by --workdir"):
+        open_exported_pair(flags, {"task": "dds"})
+
+
+def test_full_copies_are_exported_as_unets(student, tmp_path):
     """Without adapters, as the embedded default trains them: one forward of each in diffusers."""
-    model, shapes = sdd_jax.load(f"shapes:{tiny_world}+w")
+    model, shapes = sdd_jax.load(f"shapes:{student}")
     rng = np.random.default_rng(0)
-    copies = {
-        name: jax.tree.map(lambda x: rng.normal(scale=x.size**-0.25, size=x.shape).astype(np.float32), shapes["unet"])
-        for name in MODELS
-    }
+    copies = {name: tiny.draw(rng, shapes["unet"]) for name in MODELS}
     stage2._export(ICD(model=model, lora=None), copies, tmp_path)
     z, context = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 16, 16, 4), (2, 7, 16)))
     t, w = np.asarray([19, 979]), np.array(guidance_embedding(jnp.asarray([1.0, 3.0])))

@@ -182,6 +182,7 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, monkeyp
     refused(capsys, "ImageReward needs its weights", *generation, "--benchmark=portraits", "--image-reward=x")
     refused(capsys, "--lpips=vgg: give alex or vgg", *editing, "--method=p2p", "--lpips=vgg", "--benchmark=portraits")
     refused(capsys, "nothing to measure with", *generation, "--benchmark=portraits", "--samples=2")
+    refused(capsys, "--exported=x needs --model", "--protocol=generation", "--results=y", "--exported=x", base[1])
     (tmp_path / "g.csv").write_text("caption\nx\n")
     refused(capsys, "the benchmark has 1", *generation, f"--csv={tmp_path / 'g.csv'}", "--samples=2")
     refused(capsys, "FID needs --reference", *generation, f"--csv={tmp_path / 'g.csv'}", "--inception=x")

@@ -1,7 +1,5 @@
 """CCD with a T2I-Adapter: what its job exports draws the same images in diffusers' adapter pipeline."""
 
-import json
-import shutil
 from pathlib import Path
 
 import diffusers
@@ -9,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch
 
-import sdd_jax
 from sdd_jax import jobs
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.jobs.ccd.conditional import make_sampler
-from sdd_jax.models.save import save_component
 from sdd_jax.sampling.generate import initial_noise
 from sdd_jax.train import EngineConfig
 
@@ -24,28 +21,14 @@ CONFIG = Path(__file__).parents[1] / "configs" / "ccd_sr.py"
 ATTENTION = {"down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2}
 
 
-def draw(rng, tree):
-    return jax.tree.map(lambda x: rng.normal(scale=x.size**-0.25, size=x.shape).astype(np.float32), tree)
-
-
-@pytest.fixture
-def world(tiny_world, tmp_path):
-    """The tiny world with attention at every level, without which an adapter has no published format."""
-    path = shutil.copytree(tiny_world, tmp_path / "world")
-    file = path / "unet" / "config.json"
-    described = {**json.loads(file.read_text()), **ATTENTION}
-    file.write_text(json.dumps(described))
-    _, shapes = sdd_jax.load(f"shapes:{path}")
-    save_component(draw(np.random.default_rng(1), shapes["unet"]), described, path / "unet", "UNet2DConditionModel")
-    return path
-
-
-def test_the_exported_run_draws_the_same_image_in_pytorch(world, tmp_path):
+def test_the_exported_run_draws_the_same_image_in_pytorch(tiny_world, tmp_path):
+    """On a teacher with attention at every level, without which an adapter has no published format."""
+    world = tiny.make_variant(tiny_world, tmp_path / "world", **ATTENTION)
     overrides = [f"model={world}", "data.count=4"]
     job = jobs.build(load_config(f"{CONFIG}:t2i,debug", overrides, defaults_of(EngineConfig)))
     rng = np.random.default_rng(0)
     start = jax.eval_shape(job.objective.init, jax.random.key(0), job.frozen)
-    params = {name: draw(rng, tree) for name, tree in start.items()}
+    params = {name: tiny.draw(rng, tree) for name, tree in start.items()}
     job.export(params, tmp_path / "out")
     pipe = diffusers.StableDiffusionAdapterPipeline.from_pretrained(
         world,

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from sdd_jax.data import portraits
 from sdd_jax.jobs.world.clip import text_encoder_config
 from sdd_jax.jobs.world.directory import SIZES
 from sdd_jax.models.bundle import init_params, make_bundle
-from sdd_jax.models.save import save
+from sdd_jax.models.load import load
+from sdd_jax.models.save import save, save_component
 from sdd_jax.models.tokenizer import Tokenizer, train_tokenizer
 from sdd_jax.models.towers import TowerConfig, init_tower, save_tower
 
@@ -94,7 +97,22 @@ def make_world(directory: Path) -> Path:
     return directory
 
 
+def make_variant(world: Path, directory: Path, **unet: Any) -> Path:
+    """Writes a copy of a tiny world whose UNet has other fields, and random weights; returns the directory."""
+    shutil.copytree(world, directory)
+    described = {**json.loads((directory / "unet" / "config.json").read_text()), **unet}
+    (directory / "unet" / "config.json").write_text(json.dumps(described))
+    _, shapes = load(f"shapes:{directory}")
+    drawn = draw(np.random.default_rng(1), shapes["unet"])
+    save_component(drawn, described, directory / "unet", "UNet2DConditionModel")
+    return directory
+
+
 def draw_tower(rng: np.random.Generator, tower: TowerConfig) -> Any:
     """Random parameters of a tower, drawn on the host: nothing is compiled."""
-    shapes = jax.eval_shape(lambda key: init_tower(key, tower), jax.random.key(0))
+    return draw(rng, jax.eval_shape(lambda key: init_tower(key, tower), jax.random.key(0)))
+
+
+def draw(rng: np.random.Generator, shapes: Any) -> Any:
+    """Random float32 arrays of the shapes in a tree, drawn on the host."""
     return jax.tree.map(lambda leaf: rng.normal(scale=leaf.size**-0.25, size=leaf.shape).astype(np.float32), shapes)

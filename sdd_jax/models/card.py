@@ -48,6 +48,26 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config in the card of an export.
+
+    Raises:
+      FileNotFoundError: no card.
+      ValueError: a card without a config.
+    """
+    path = directory / CARD
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such card; python -m sdd_jax.export writes it beside the weights")
+    _, found, text = path.read_text(encoding="utf-8").rpartition(f"{_section('Config', '```json')}\n")
+    try:
+        config = json.loads(text.removesuffix("\n```\n")) if found else None
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no config: export the run again")
+    return config
+
+
 def _section(name: str, body: str) -> str:
     return f"## {name}\n\n{body}"
 

@@ -2,7 +2,9 @@
 
 import hashlib
 
-from sdd_jax.models.card import CARD, model_card
+import pytest
+
+from sdd_jax.models.card import CARD, model_card, read_config
 
 
 def card(tmp_path, **changes):
@@ -34,6 +36,19 @@ def test_everything_is_named(tmp_path):
         assert line in text.splitlines(), line
     assert "step 7" in text and "samples 4" in text and '"steps": 7' in text
     assert "/secret" not in text and CARD not in text
+
+
+def test_its_config_is_read_back(tmp_path):
+    config = {"task": "icd", "objective": {"boundaries": "2", "note": "## Config\n\n```json\n"}}
+    text = card(tmp_path, config=config)
+    (tmp_path / CARD).write_text(text)
+    assert read_config(tmp_path) == config
+    for broken in ("an older card", text[:-9]):
+        (tmp_path / CARD).write_text(broken)
+        with pytest.raises(ValueError, match="README.md holds no config: export the run again"):
+            read_config(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such card"):
+        read_config(tmp_path / "unet")
 
 
 def test_what_is_not_known_is_said(tmp_path):

@@ -7,9 +7,10 @@
     --protocol=editing     --model=DIR --method=p2p --data=PIE_BENCH --blend --clip=DIR
     --protocol=restoration --workdir=RUN --data=DEGRADED --reference=ORIGINALS --inception=W.pth
 
-`--results=DIR` in place of a model measures pictures that something else made: of the same names as the samples' ids or
-images. `--benchmark=portraits` in place of CSV and data takes held-out portraits. Without weights for any measure,
-results are measured by PSNR and SSIM and, of the embedded world, by its own CLIP.
+`--exported=DIR` beside `--model=TEACHER` takes what `python -m sdd_jax.export` wrote of a run of CCD, fine-tuning or
+iCD. `--results=DIR` in place of a model measures pictures that something else made: of the same names as the samples'
+ids or images. `--benchmark=portraits` in place of CSV and data takes held-out portraits. Without weights for any
+measure, results are measured by PSNR and SSIM and, of the embedded world, by its own CLIP.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     which.add_argument("--model", help='"portraits", a directory or a hub id')
     which.add_argument("--workdir", type=Path, help="a run")
     which.add_argument("--results", type=Path, help="a folder of pictures made by something else")
+    parser.add_argument("--exported", type=Path, help="the export of a run that has parts of --model, its teacher")
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a model")
     parser.add_argument("--csv", default="", help="the benchmark's prompts or edits")
@@ -74,6 +76,8 @@ def _check(flags: argparse.Namespace) -> None:
         raise ValueError(
             f"--lpips={flags.lpips}: give alex or vgg, the backbone's file and the linear weights', by commas"
         )
+    if flags.exported and not flags.model:
+        raise ValueError(f"--exported={flags.exported} needs --model: the teacher that the run was distilled from")
     if flags.protocol in ("inversion", "editing") and not (flags.method or flags.results):
         raise ValueError(f"--protocol={flags.protocol} needs --method: one of python -m sdd_jax.edit's")
     if flags.benchmark and (flags.csv or flags.data):

@@ -1,6 +1,6 @@
 """Who makes the pictures of a protocol.
 
-| protocol | of a model | of a run (`--workdir`) |
+| protocol | of a model | of a run (`--workdir`), or of its export and teacher (`--exported --model`) |
 | --- | --- | --- |
 | generation | DDIM, guided | guidance distillation and iCD (`--option tau=0.7`); CCD and baselines without condition |
 | inversion, editing | a method of `sdd_jax.edit` | the same |
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,14 @@ from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, gui
 from sdd_jax.jobs.editing.models import open_model
 from sdd_jax.jobs.editing.options import parse_options
 from sdd_jax.jobs.icd.job import generate
+from sdd_jax.jobs.protocols.exported import (
+    exported_condition,
+    exported_hash,
+    open_exported_network,
+    open_exported_pair,
+)
 from sdd_jax.jobs.streams.captioned import prompt_ids
+from sdd_jax.models.card import read_config as read_card_config
 from sdd_jax.objectives.inputs import text_of
 from sdd_jax.runs import read_config
 from sdd_jax.sampling.generate import sample
@@ -57,17 +64,17 @@ class Maker(NamedTuple):
 
 def make_maker(flags: argparse.Namespace) -> Maker:
     """The maker that a protocol's flags ask for; ValueError or FileNotFoundError where there is none."""
-    task = "" if flags.workdir is None else read_config(flags.workdir).get("task", "")
-    if flags.protocol in ("generation", "restoration") and task in CONDITIONAL:
-        return _conditional(flags)
+    config = _config(flags)
+    if flags.protocol in ("generation", "restoration") and config.get("task", "") in CONDITIONAL:
+        return _conditional(flags, config)
     if flags.protocol == "restoration":
         raise ValueError(
-            f"--protocol=restoration takes runs of {', '.join(CONDITIONAL)} (--workdir), or pictures made before "
-            "(--results)"
+            f"--protocol=restoration takes runs of {', '.join(CONDITIONAL)} (--workdir), what was exported of such "
+            "(--exported), or pictures made before (--results)"
         )
     if flags.method and flags.method not in METHODS:
         raise ValueError(f"--method={flags.method} is no editing method; use {', '.join(METHODS)}")
-    model, frozen = open_model(flags)
+    model, frozen = open_exported_pair(flags, config) if flags.exported else open_model(flags)
     return (_generator if flags.protocol == "generation" else _editor)(flags, model, frozen, _side(flags, model))
 
 
@@ -132,15 +139,16 @@ def _editor(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, size:
     return Maker(_name(flags, model), {"size": size, "batch": flags.batch}, make)
 
 
-def _conditional(flags: argparse.Namespace) -> Maker:
-    """A run of CCD or of its baselines; a degraded image is stretched as the original that it is compared with."""
+def _conditional(flags: argparse.Namespace, config: Mapping[str, Any]) -> Maker:
+    """A model of CCD or of its baselines; a degraded image is stretched as the original that it is compared with."""
     wanted = "superres" if flags.protocol == "restoration" else "none"
-    found = condition_of(flags.workdir).get("task", "superres")
+    section = exported_condition(flags, config) if flags.exported else condition_of(flags.workdir)
+    found = section.get("task", "superres")
     if found != wanted:
-        raise ValueError(
-            f"--workdir={flags.workdir} has the condition {found!r}: {flags.protocol} takes {wanted!r} runs"
-        )
-    objective, params, frozen = open_runs([flags.workdir], [])
+        where = f"--exported={flags.exported}" if flags.exported else f"--workdir={flags.workdir}"
+        raise ValueError(f"{where} has the condition {found!r}: {flags.protocol} takes {wanted!r} runs")
+    opened = open_exported_network(flags, config) if flags.exported else open_runs([flags.workdir], [])
+    objective, params, frozen = opened
     start = default_start(ConditionConfig(task=found))
     model, sampler = objective.model, make_sampler(objective, start=start)
     size = _side(flags, model)
@@ -163,6 +171,13 @@ def read_square(item: Item, size: int) -> np.ndarray:
     return to_float(np.asarray(picture))
 
 
+def _config(flags: argparse.Namespace) -> Mapping[str, Any]:
+    """The config of a run or of what was exported of one; {} of a model."""
+    if flags.exported:
+        return read_card_config(flags.exported)
+    return {} if flags.workdir is None else read_config(flags.workdir)
+
+
 def _side(flags: argparse.Namespace, model: ModelBundle) -> int:
     """Pixels of a side of the pictures, the model's own unless --size says another."""
     size: int = flags.size or model.sample_size * model.downsampling
@@ -173,6 +188,8 @@ def _side(flags: argparse.Namespace, model: ModelBundle) -> int:
 
 def _name(flags: argparse.Namespace, model: ModelBundle) -> str:
     """A model by its weights, a run by its newest checkpoint too."""
+    if flags.exported:
+        return f"{model.source} {model.content_hash} {exported_hash(flags.exported)}"
     if flags.workdir is None:
         return f"{model.source} {model.content_hash}"
     steps = [int(path.name) for path in (flags.workdir / "checkpoints").iterdir() if path.name.isdigit()]

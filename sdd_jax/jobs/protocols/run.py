@@ -235,7 +235,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _report(flags: argparse.Namespace, summary: dict[str, float], count: int) -> str:
-    who = str(flags.model or flags.workdir or flags.results)
+    who = str(flags.exported or flags.model or flags.workdir or flags.results)
     report = {"protocol": flags.protocol, "of": who, "method": flags.method, "samples": count, "metrics": summary}
     flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
