@@ -1,9 +1,7 @@
 """Any raw source as pictures of one size: decoding, filters, damaged records, augmentation.
 
-Damaged records. Record i that cannot be read is replaced by the first of i + 1, i + 2, ... that can, so every process
-and every worker sees the same batch. Each process counts the distinct ones that it meets, names them in the log, and
-stops with an error once they are more than `max_bad_share` of the whole. Opening reads 16 records spread over the
-source, so that a data set that is wrong throughout fails before anything is compiled.
+Damaged records are skipped as `data.tolerance` says. Opening reads 16 records spread
+over the source, so that a data set that is wrong throughout fails before anything is compiled.
 
 Filters (`min_size`, `max_aspect`) leave records out when the source is opened, by the images' headers: the length of
 an epoch is exact and known, at the price of one look at every file.
@@ -23,11 +21,10 @@ from sdd_jax.config import defaults_of
 from sdd_jax.data.decode import picture_size, read_scaled, square
 from sdd_jax.data.records import Record, Transform
 from sdd_jax.data.sources.raw import RawRecord, RawSource
+from sdd_jax.data.tolerance import Tolerance
 
 SOURCES = ("folder", "tar", "tfds", "coco")
 PROBED = 16
-NAMED = 20
-GIVE_UP = 1000
 
 _log = logging.getLogger("sdd_jax")
 
@@ -41,7 +38,7 @@ class ImageOptions:
     crop: "center" or "random". flip: mirror half of the pictures. caption_dropout: share of samples with an empty
         caption.
     min_size: least shorter side, pixels. max_aspect: largest longer / shorter side, 0 for any.
-    max_bad_share: damaged records that are tolerated.
+    max_bad_share: damaged records that are tolerated (`data.tolerance`).
     """
 
     image_key: str = "image"
@@ -152,7 +149,7 @@ class ImageSource:
     def __init__(self, raw: RawSource, data: ImageData) -> None:
         self._raw, self._data = raw, data
         self._kept = self._suitable()
-        self._bad: dict[int, str] = {}
+        self._tolerance = Tolerance(raw.title, len(self), data.max_bad_share)
 
     def __len__(self) -> int:
         return len(self._raw) if self._kept is None else len(self._kept)
@@ -160,46 +157,26 @@ class ImageSource:
     @property
     def bad(self) -> tuple[str, ...]:
         """What was wrong with each damaged record that this process met."""
-        return tuple(self._bad.values())
+        return self._tolerance.bad
 
     def __getitem__(self, position: int) -> Record:
-        tried = min(len(self), GIVE_UP)
-        for ahead in range(tried):
-            index = (position + ahead) % len(self)
-            if index in self._bad:
-                continue
-            try:
-                record = self._raw[index if self._kept is None else int(self._kept[index])]
-                image = self._picture(record)
-            except (ValueError, OSError) as error:
-                self._note(index, str(error))
-                continue
-            captions = record.captions if self._data.captions != "none" else ()
-            caption = captions[0] if captions else ""
-            return {"image": image, "caption": caption, "captions": captions, "name": record.name, "position": index}
-        raise ValueError(f"{self._raw.title}: none of the {tried} records from {position} on can be read")
+        return self._tolerance.read(position, self._read)
 
     def probe(self) -> None:
         """Reads a few records spread over the source, so that one that is wrong throughout fails now."""
         for position in np.unique(np.linspace(0, len(self) - 1, PROBED).astype(int)):
             self[int(position)]
 
+    def _read(self, index: int) -> Record:
+        raw = self._raw[index if self._kept is None else int(self._kept[index])]
+        captions = raw.captions if self._data.captions != "none" else ()
+        caption = captions[0] if captions else ""
+        image = self._picture(raw)
+        return {"image": image, "caption": caption, "captions": captions, "name": raw.name, "position": index}
+
     def _picture(self, record: RawRecord) -> np.ndarray:
         pixels = np.asarray(read_scaled(record.image, self._data.size, record.name))
         return pixels if self._data.crop == "random" else square(pixels, self._data.size)
-
-    def _note(self, index: int, reason: str) -> None:
-        self._bad[index] = reason
-        count, allowed = len(self._bad), self._data.max_bad_share * len(self)
-        if count > allowed:
-            raise ValueError(
-                f"{self._raw.title}: {count} of {len(self)} records cannot be read, more than "
-                f"config.data.max_bad_share={self._data.max_bad_share:g} of them; the last: {reason}"
-            )
-        if count <= NAMED:
-            _log.warning("skipped a record (%d so far): %s", count, reason)
-        elif count & (count - 1) == 0:
-            _log.warning("skipped %d records so far of %s", count, self._raw.title)
 
     def _suitable(self) -> np.ndarray | None:
         """Positions of the records that the filters keep; None where there are no filters."""
