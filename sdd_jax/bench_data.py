@@ -26,8 +26,9 @@ import numpy as np
 
 from sdd_jax.command import Parser, run_command
 from sdd_jax.data.degrade_spec import preset
-from sdd_jax.data.latent_records import LatentRecords, LatentWriter, Manifest
+from sdd_jax.data.latent_records import LatentRecords, Manifest
 from sdd_jax.data.latent_rows import text_to_image
+from sdd_jax.data.latent_writer import LatentWriter
 from sdd_jax.data.pipeline import HostBatch, Source, make_stream
 from sdd_jax.data.portraits import SIZE
 from sdd_jax.data.records import PortraitSource, Transform, captioned, plain

@@ -35,8 +35,9 @@ from ml_collections import ConfigDict
 from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of, load_config, split_overrides, to_plain
 from sdd_jax.data.degrade_kernels import sharpen
-from sdd_jax.data.latent_records import LatentWriter, Manifest
+from sdd_jax.data.latent_records import Manifest
 from sdd_jax.data.latent_rows import sharpening
+from sdd_jax.data.latent_writer import LatentWriter
 from sdd_jax.data.pipeline import HostBatch, Prefetch, Source, make_stream
 from sdd_jax.data.records import PortraitSource, Record, Transform
 from sdd_jax.data.restoration import caption_of

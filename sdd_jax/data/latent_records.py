@@ -13,31 +13,27 @@ A record is the bytes of its arrays, one after another, in the order that the ma
 | `context` f16[n,d] | text states; left out where the caption is empty | 118 KB |
 | `pooled` f16[e] | SDXL's pooled text; left out where the caption is empty | |
 
-A shard gets its name when it is whole, and the manifest says `complete` when all shards are, so a killed writer leaves
-what the next one goes on from. A directory that is unfinished, cut off or of another model is one line of error.
+A directory that is unfinished, cut off or of another model is one line of error; a damaged record is skipped, as
+`data.tolerance` says.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from sdd_jax.data.records import Record
+from sdd_jax.data.tolerance import Tolerance
 
 MANIFEST = "manifest.json"
 VERSION = 1
 TEXT = ("context", "pooled")
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,83 +88,6 @@ def read_manifest(directory: Path) -> Manifest | None:
     return manifest
 
 
-class LatentWriter:
-    """Writes a directory of latents shard by shard, going on from whatever whole shards are there.
-
-    Raises:
-        ValueError: the directory holds other latents, or cannot be written.
-    """
-
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self._directory = directory
-        self._manifest = dataclasses.replace(manifest, complete=False, sizes=())
-        before = read_manifest(directory)
-        if before is not None:
-            _check_same(directory, before, self._manifest)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if before is None:
-                self._write_manifest(self._manifest)
-        except OSError as error:
-            raise ValueError(f"--out={directory} cannot be written ({error.strerror}); use another") from error
-        self._sizes = before.sizes if before is not None else ()
-
-    def missing(self) -> list[int]:
-        """The indices of the shards that are not there, or not as large as a finished directory's manifest says."""
-        missing = []
-        for index, name in enumerate(self._manifest.shards):
-            path = self._directory / name
-            cut = bool(self._sizes) and path.is_file() and path.stat().st_size != self._sizes[index]
-            if cut or not path.is_file():
-                missing.append(index)
-        return missing
-
-    def write_shard(self, index: int, rows: Iterable[Arrays]) -> None:
-        """Writes shard `index`; a row without the text arrays is one of the empty prompt.
-
-        Raises:
-            ValueError: rows of other shapes or dtypes, or not as many as the shard takes.
-        """
-        path = self._directory / self._manifest.shards[index]
-        partial = _beside(path)
-        count = 0
-        # group_size 1: one record is what a random access reads; float16 noise does not compress
-        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-        try:
-            for row in rows:
-                writer.write(_pack(row, self._manifest.arrays))
-                count += 1
-            writer.close()
-            if count != self._manifest.shard_count(index):
-                raise ValueError(f"{path}: made {count} records of {self._manifest.shard_count(index)}")
-            partial.rename(path)
-        finally:
-            if writer.is_open():
-                writer.close()
-            partial.unlink(missing_ok=True)
-
-    def finish(self, null: Arrays) -> None:
-        """Stores the empty prompt's states and marks the directory complete; all shards must be there."""
-        if missing := self.missing():
-            raise ValueError(f"{self._directory} lacks {len(missing)} shards, the first {missing[0]}")
-        for name, value in null.items():
-            path = self._directory / f"null_{name}.npy"
-            partial = _beside(path)
-            with partial.open("wb") as file:
-                np.save(file, value.astype(np.float32))
-            partial.rename(path)
-        sizes = tuple((self._directory / name).stat().st_size for name in self._manifest.shards)
-        self._write_manifest(dataclasses.replace(self._manifest, complete=True, sizes=sizes))
-
-    def _write_manifest(self, manifest: Manifest) -> None:
-        partial = _beside(self._directory / MANIFEST)
-        with partial.open("w") as file:
-            json.dump(dataclasses.asdict(manifest), file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self._directory / MANIFEST)
-
-
 class LatentRecords:
     """Random access to precomputed latents: `moments`, `context`, `pooled` f32, `image` u8, as far as they are stored.
 
@@ -177,13 +96,14 @@ class LatentRecords:
 
     Args:
         expected_hash: the `content_hash` of the model that will read them.
+        max_bad_share: damaged records that are tolerated.
 
     Raises:
         FileNotFoundError: no such directory, or a shard is missing.
         ValueError: made by another model, unfinished, cut off or damaged.
     """
 
-    def __init__(self, path: str | Path, expected_hash: str) -> None:
+    def __init__(self, path: str | Path, expected_hash: str, max_bad_share: float = 0.001) -> None:
         self._root = Path(path)
         manifest = read_manifest(self._root)
         if manifest is None:
@@ -220,16 +140,23 @@ class LatentRecords:
             raise ValueError(f"the latents in {path} are damaged ({' '.join(str(error).split())})") from None
         if found != manifest.count:
             raise ValueError(f"{path} holds {found} records, its {MANIFEST} says {manifest.count}: precompute it again")
+        self._tolerance = Tolerance(f"the latents in {path}", manifest.count, max_bad_share)
 
     def __len__(self) -> int:
         return self.manifest.count
 
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """What was wrong with each damaged record that this process met."""
+        return self._tolerance.bad
+
     def __getitem__(self, position: int) -> Record:
+        return self._tolerance.read(position, self._read)
+
+    def _read(self, position: int) -> Record:
         try:
             data = self._source[position]
-        except IndexError:
-            raise
-        except Exception as error:
+        except Exception as error:  # ArrayRecord raises types of its own on damaged records
             raise self._damaged(position, " ".join(str(error).split())) from None
         if len(data) not in (self._whole, self._without_text):
             raise self._damaged(position, f"{len(data)} of {self._whole} bytes")
@@ -259,11 +186,6 @@ class LatentRecords:
         return ValueError(f"record {position} in {shard} is damaged ({what}): remove that file and precompute it again")
 
 
-def _beside(path: Path) -> Path:
-    """A name for what will be renamed to `path`, which no other process or machine writes to."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-
-
 def _spans(arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, tuple[int, int]]:
     spans, start = {}, 0
     for name, (shape, dtype) in arrays.items():
@@ -271,29 +193,3 @@ def _spans(arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, tuple
         spans[name] = (start, stop)
         start = stop
     return spans
-
-
-def _pack(row: Arrays, arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> bytes:
-    parts = []
-    for name, (shape, dtype) in arrays.items():
-        if name in TEXT and name not in row:
-            continue
-        value = row[name]
-        if value.shape != tuple(shape) or value.dtype != np.dtype(dtype):
-            raise ValueError(f"{name} is {value.dtype}{list(value.shape)}, the manifest says {dtype}{list(shape)}")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"{name} is not finite in {dtype}: look at the picture or caption it was made from")
-        parts.append(value.tobytes())
-    return b"".join(parts)
-
-
-def _check_same(directory: Path, before: Manifest, now: Manifest) -> None:
-    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
-    for key in ("model_hash", "data", "count", "shard_size", "arrays"):
-        if old[key] != new[key]:
-            shown = ("model", "model_hash") if key == "model_hash" else (key,)
-            there, here = (", ".join(str(side[name])[:200] for name in shown) for side in (old, new))
-            raise ValueError(
-                f"--out={directory} holds other latents: {key} is {there} there and {here} here; use another --out, "
-                "or the command that made it"
-            )

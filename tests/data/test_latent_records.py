@@ -9,13 +9,9 @@ import pytest
 
 from sdd_jax.data.degrade import condition, degrade
 from sdd_jax.data.degrade_spec import preset
-from sdd_jax.data.latent_records import (
-    MANIFEST,
-    LatentRecords,
-    LatentWriter,
-    Manifest,
-)
+from sdd_jax.data.latent_records import MANIFEST, LatentRecords, Manifest
 from sdd_jax.data.latent_rows import degraded_latents, sharpening, text_to_image
+from sdd_jax.data.latent_writer import LatentWriter
 from sdd_jax.data.pipeline import make_stream
 
 COUNT, SHARD = 7, 3
@@ -225,7 +221,7 @@ def test_a_cut_shard_is_made_again(tmp_path):
     np.testing.assert_array_equal(LatentRecords(tmp_path, "abc")[4]["context"], row(4)["context"])
 
 
-def test_a_changed_byte_is_found_when_its_record_is_read(tmp_path):
+def test_a_damaged_record_is_skipped_counted_and_named(tmp_path):
     write(tmp_path)
     shard = tmp_path / "records-00000.array_record"
     content = bytearray(shard.read_bytes())
@@ -233,9 +229,14 @@ def test_a_changed_byte_is_found_when_its_record_is_read(tmp_path):
     assert where > 0
     content[where] ^= 1
     shard.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=r"record 1 in .*records-00000.array_record is damaged") as error:
+    with pytest.raises(ValueError, match="1 of 7 records .*record 1 in .*records-00000.array_record is da") as error:
         LatentRecords(tmp_path, "abc")[1]
     assert "\n" not in str(error.value)
+    records = LatentRecords(tmp_path, "abc", max_bad_share=0.2)
+    found = [records[index] for index in (1, 0, 1, 2)]
+    assert [record["position"] for record in found] == [2, 0, 2, 2], "its successor stands in, the others are whole"
+    np.testing.assert_array_equal(found[0]["moments"], row(2)["moments"])
+    assert len(records.bad) == 1 and "record 1 in" in records.bad[0]
 
 
 def test_another_model_is_named(latents):

@@ -60,9 +60,10 @@ class ImageOptions:
         return ImageData(**{name: getattr(self, name) for name in shared if hasattr(self, name)} | changes)
 
     def check_unused(self, source: str) -> None:
-        """Raises ValueError for an option that is set though `source` reads no images from disk."""
+        """Raises ValueError for an option that is set though `source` is no images on disk and does not read it."""
+        read = ("max_bad_share",) if source == "latents" else ()
         for field in dataclasses.fields(ImageOptions):
-            if getattr(self, field.name) != field.default:
+            if field.name not in read and getattr(self, field.name) != field.default:
                 raise ValueError(
                     f"{field.name}={getattr(self, field.name)!r} is of images on disk: source={source!r} does not read "
                     "it, leave it out"

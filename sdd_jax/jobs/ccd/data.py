@@ -134,7 +134,7 @@ def conditional_stream(
 
     def stream(start_step: int) -> Iterator[HostBatch]:
         if data.source == "latents":
-            records = LatentRecords(data.path, bundle.content_hash)
+            records = LatentRecords(data.path, bundle.content_hash, data.max_bad_share)
             degrades = condition.task == "superres"
             rows = degraded_latents(records, data.degrade_spec) if degrades else text_to_image
             return stream_of(config, records, rows)(start_step)
