@@ -11,7 +11,7 @@
 Portraits know their depth, and each edit's exact result: the picture is the target and its counterfactual, which has
 another value of one attribute, the source, so that precomputed latents of the pictures serve every task. Images on disk
 have Canny's edges and masks made as they are read; their depth, or the pictures before an edit, are files of the same
-relative name in a second directory.
+relative name in a second directory, read with them (`sources.Partners`).
 
 Masks are unions of up to three boxes and strokes, or one half of the picture; 10 to 60% of it is hidden.
 """
@@ -28,13 +28,12 @@ from PIL import Image
 
 from sdd_jax.data import portraits
 from sdd_jax.data.cache import CHUNK, cached_array, renderer_hash
-from sdd_jax.data.decode import read_image, read_plane
+from sdd_jax.data.decode import read_plane
 from sdd_jax.data.records import Record, Tokenize, Transform, text_ids, to_float
 from sdd_jax.data.restoration import caption_of
 
 THRESHOLDS = (40.0, 90.0)
 HIDDEN = (0.1, 0.6)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 
 class Conditioned(NamedTuple):
@@ -203,38 +202,14 @@ def rendered_depth(split: str, count: int) -> np.ndarray:
     return cached_array(f"depth-{split}", renderer_hash(), shape, "uint8", chunks)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FilePairs:
-    """Files of a second directory beside images of a first: `root/a/b.jpg` and `partners/a/b.*`.
+def file_depth(record: Record, rng: np.random.Generator) -> Conditioned:
+    """The depth that an image on disk came with: `partner` f32[H,W] of `read_depth`."""
+    return Conditioned(three_channels(record["partner"]))
 
-    Raises:
-        FileNotFoundError: `partners` is not a directory.
-    """
 
-    root: str
-    partners: str
-    size: int
-
-    def __post_init__(self) -> None:
-        if not Path(self.partners).is_dir():
-            raise FileNotFoundError(f"{self.partners} is not a directory: set config.condition.path to the conditions")
-
-    def path(self, name: str) -> Path:
-        """The partner of an image, FileNotFoundError where there is none."""
-        stem = Path(self.partners) / Path(name).relative_to(self.root).with_suffix("")
-        found = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
-        for path in found:
-            if path.is_file():
-                return path
-        raise FileNotFoundError(f"{found[0]}: no such file (nor {', '.join(SUFFIXES[1:])}), the condition of {name}")
-
-    def depth(self, record: Record, rng: np.random.Generator) -> Conditioned:
-        """The image's depth, scaled to its own range."""
-        return Conditioned(three_channels(read_depth(self.path(record["name"]), self.size)))
-
-    def edit(self, record: Record, rng: np.random.Generator) -> Conditioned:
-        """The image before the edit; the caption is the instruction."""
-        return Conditioned(to_float(read_image(self.path(record["name"]), self.size)))
+def file_edit(record: Record, rng: np.random.Generator) -> Conditioned:
+    """The image before the edit, `partner` u8[H,W,3] of `read_image`; the caption is the instruction."""
+    return Conditioned(to_float(record["partner"]))
 
 
 def read_depth(path: str | Path, size: int) -> np.ndarray:

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdd_jax.command import is_ours
 from sdd_jax.data import conditions, portraits
-from sdd_jax.data.conditions import FilePairs, composite, masked_image, random_mask, read_depth
+from sdd_jax.data.conditions import composite, masked_image, random_mask, read_depth
+from sdd_jax.data.decode import read_image
 from sdd_jax.data.records import PortraitSource, to_float
+from sdd_jax.data.sources import ImageData, Partners, open_source
 from sdd_jax.images import to_uint8
 
 
@@ -117,23 +120,57 @@ def test_depth_maps_of_any_depth_fill_their_own_range(tmp_path, kind):
     assert not read_depth(tmp_path / "flat.png", 8).any()
 
 
-def test_pairs_of_files_are_found_by_name(tmp_path):
+@pytest.fixture
+def pairs(tmp_path):
+    """Eight pictures in folders and their depth maps; number 3's is there twice."""
     images, depths = tmp_path / "images", tmp_path / "depths"
-    for folder in (images / "a", depths / "a"):
-        folder.mkdir(parents=True)
-    Image.new("RGB", (16, 16), (10, 20, 30)).save(images / "a" / "x.jpg")
-    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(depths / "a" / "x.png")
-    pairs = FilePairs(root=str(images), partners=str(depths), size=16)
-    record = {"name": str(images / "a" / "x.jpg")}
-    assert pairs.depth(record, rng()).condition[0, 0, 0] == -1 and pairs.depth(record, rng()).prompt is None
-    assert pairs.edit(record, rng()).condition.shape == (16, 16, 3)
-    with pytest.raises(FileNotFoundError, match=r"y.png: no such file .* the condition of"):
-        pairs.depth({"name": str(images / "a" / "y.jpg")}, rng())
-    with pytest.raises(FileNotFoundError, match="set config.condition.path to the conditions"):
-        FilePairs(root=str(images), partners=str(tmp_path / "none"), size=16)
-    (depths / "a" / "x.png").write_text("nothing")
-    with pytest.raises(ValueError, match="x.png is not a readable image"):
-        pairs.depth(record, rng())
+    for i in range(8):
+        for folder in (images / f"{i}", depths / f"{i}"):
+            folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16), (10, 20, 30)).save(images / f"{i}" / "x.jpg")
+        plane = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        Image.fromarray(plane if i % 2 else plane[::-1]).save(depths / f"{i}" / ("x.tif" if i == 5 else "x.png"))
+    Image.new("L", (16, 16)).save(depths / "3" / "x.webp")
+    return images, depths
+
+
+def opened(pairs, read=read_depth, **changes):
+    images, depths = pairs
+    return open_source(ImageData(path=str(images), size=16, **changes), Partners(str(depths), read))
+
+
+def test_pairs_of_files_are_found_by_name(pairs):
+    source = opened(pairs)
+    for i in (3, 4, 5):
+        made = conditions.file_depth(source[i], rng())
+        assert made.condition.shape == (16, 16, 3) and made.prompt is None
+        assert made.condition[0, 0, 0] < -0.99 if i % 2 else made.condition[0, 0, 0] > 0.8
+    (pairs[1] / "5" / "x.tif").rename(pairs[1] / "5" / "x.jpeg")
+    with pytest.raises(ValueError, match="x.jpeg is not a readable image"):
+        opened(pairs, read_image)
+    Image.new("RGB", (20, 16), (255, 0, 0)).save(pairs[1] / "5" / "x.jpeg")
+    edit = conditions.file_edit(opened(pairs, read_image)[5], rng()).condition
+    assert edit.shape == (16, 16, 3) and edit[..., 0].min() > 0.9
+
+
+def test_a_missing_partner_is_an_error_when_opened(pairs):
+    for i in (2, 6):
+        (pairs[1] / f"{i}" / "x.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2/x.png: no such file \(nor .jpg.* condition of .*, one of 2") as no:
+        opened(pairs)
+    assert is_ours(no.value) and "\n" not in str(no.value)
+    with pytest.raises(FileNotFoundError, match="none is not a directory: set config.condition.path to the conditions"):
+        opened((pairs[0], pairs[1] / "none"))
+
+
+def test_a_damaged_partner_is_a_damaged_record(pairs):
+    (pairs[1] / "3" / "x.png").write_text("nothing")
+    source = opened(pairs, max_bad_share=0.2)
+    assert source[3]["position"] == 4 and len(source.bad) == 1 and "depths/3/x.png is not a readable" in source.bad[0]
+    np.testing.assert_array_equal(source[3]["partner"], source[4]["partner"])
+    (pairs[1] / "6" / "x.png").unlink()
+    with pytest.raises(ValueError, match="2 of 8 records cannot be read, .*6/x.png"):
+        source[6]
 
 
 def test_a_depth_map_is_read_by_no_other_decoder_and_not_beyond_the_limit(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A directory of images with their captions, as raw records."""
+"""A directory of images with their captions, and with their partners in a second directory, as raw records."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from sdd_jax.data.decode import SUFFIXES, image_files
 from sdd_jax.data.sources.captions import LISTINGS, read_caption, read_listing
 from sdd_jax.data.sources.raw import RawRecord, inside
 
+PARTNERS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+
 _log = logging.getLogger("sdd_jax")
 
 
 class FolderSource:
     """Every image below a directory, in the order of their paths, or those that its listing names, in its order.
 
+    Args:
+        partners: a second directory that has a file of the same relative name for each of them, of any of the suffixes
+            `PARTNERS`, the first of these where there are several; "" for none.
+
     Raises:
-        FileNotFoundError: no such directory, no images, or a listed file that is not there.
+        FileNotFoundError: no such directory, no images, or a listed file or a partner that is not there.
         ValueError: two listings, a damaged one, or one that names files outside the directory.
     """
 
-    def __init__(self, directory: str | Path, caption_key: str = "") -> None:
+    def __init__(self, directory: str | Path, caption_key: str = "", partners: str | Path = "") -> None:
         root = Path(directory)
         self.title = str(root)
         if not root.is_dir():
@@ -40,16 +46,18 @@ class FolderSource:
             raise FileNotFoundError(
                 f"{root} holds no images ({', '.join(SUFFIXES)}): set config.data.path to a folder of some"
             )
+        self._partners = _partners_of(self._paths, root, Path(partners)) if partners else None
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> RawRecord:
         path = self._paths[index]
+        partner = None if self._partners is None else self._partners[index]
         if self._captions is not None:
-            return RawRecord(str(path), path, self._captions[index])
+            return RawRecord(str(path), path, self._captions[index], partner)
         caption = read_caption(path.with_suffix(".txt"))
-        return RawRecord(str(path), path, (caption,) if caption else ())
+        return RawRecord(str(path), path, (caption,) if caption else (), partner)
 
     def _compare(self, root: Path, listing: Path) -> None:
         there = set(image_files(root))
@@ -60,3 +68,21 @@ class FolderSource:
             )
         if unlisted := len(there - set(self._paths)):
             _log.info("%s: %d images are not in %s and are left out", root, unlisted, listing.name)
+
+
+def _partners_of(images: list[Path], root: Path, directory: Path) -> list[Path]:
+    """The partner of each image; FileNotFoundError where one is missing."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is not a directory: set config.condition.path to the conditions")
+    files = [path for path in directory.rglob("*") if path.suffix.lower() in PARTNERS and path.is_file()]
+    files.sort(key=lambda path: (-PARTNERS.index(path.suffix.lower()), path))
+    found = {path.relative_to(directory).with_suffix(""): path for path in files}
+    stems = [path.relative_to(root).with_suffix("") for path in images]
+    missing = [(path, stem) for path, stem in zip(images, stems, strict=True) if stem not in found]
+    if missing:
+        path, stem = missing[0]
+        raise FileNotFoundError(
+            f"{directory / stem}{PARTNERS[0]}: no such file (nor {', '.join(PARTNERS[1:])}), the condition of {path}, "
+            f"one of {len(missing)} that are missing"
+        )
+    return [found[stem] for stem in stems]

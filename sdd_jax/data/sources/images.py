@@ -1,6 +1,6 @@
 """Any raw source as pictures of one size: decoding, filters, damaged records, augmentation.
 
-Damaged records are skipped as `data.tolerance` says. Opening reads 16 records spread
+Damaged records, and pairs of which one file is, are skipped as `data.tolerance` says. Opening reads 16 records spread
 over the source, so that a data set that is wrong throughout fails before anything is compiled.
 
 Filters (`min_size`, `max_aspect`) leave records out when the source is opened, by the images' headers: the length of
@@ -20,7 +20,7 @@ import numpy as np
 from sdd_jax.config import defaults_of
 from sdd_jax.data.decode import picture_size, read_scaled, square
 from sdd_jax.data.records import Record, Transform
-from sdd_jax.data.sources.raw import RawRecord, RawSource
+from sdd_jax.data.sources.raw import Partners, RawRecord, RawSource
 from sdd_jax.data.tolerance import Tolerance
 
 SOURCES = ("folder", "tar", "tfds", "coco")
@@ -107,24 +107,27 @@ IMAGE_OPTIONS = {"data": defaults_of(ImageOptions)}
 """Keys that a command line may set though the config file does not write them out, as `load_config` takes them."""
 
 
-def open_source(data: ImageData) -> ImageSource:
+def open_source(data: ImageData, partners: Partners | None = None) -> ImageSource:
     """Opens what a config names; everything that is wrong with it as a whole is raised here.
 
+    Args:
+        partners: of a folder, second files that records hold as `partner`.
+
     Raises:
-        FileNotFoundError: nothing there, or files missing that a listing names.
+        FileNotFoundError: nothing there, or files missing that a listing names or that partners have.
         ValueError: truncated, of another count than it should be, unsafe names, no readable records, no records left.
     """
-    source = ImageSource(open_raw(data), data)
+    source = ImageSource(open_raw(data, partners), data, partners)
     source.probe()
     return source
 
 
-def open_raw(data: ImageData) -> RawSource:
+def open_raw(data: ImageData, partners: Partners | None = None) -> RawSource:
     """The encoded records that a config names, in their order; errors as `open_source`."""
     if data.source == "folder":
         from sdd_jax.data.sources.folder import FolderSource
 
-        raw: RawSource = FolderSource(data.path, data.caption_key)
+        raw: RawSource = FolderSource(data.path, data.caption_key, "" if partners is None else partners.directory)
     elif data.source == "tar":
         from sdd_jax.data.sources.tar import TarSource
 
@@ -147,8 +150,8 @@ def open_raw(data: ImageData) -> RawSource:
 class ImageSource:
     """Records of pictures, as the package's docstring describes them."""
 
-    def __init__(self, raw: RawSource, data: ImageData) -> None:
-        self._raw, self._data = raw, data
+    def __init__(self, raw: RawSource, data: ImageData, partners: Partners | None = None) -> None:
+        self._raw, self._data, self._partners = raw, data, partners
         self._kept = self._suitable()
         self._tolerance = Tolerance(raw.title, len(self), data.max_bad_share)
 
@@ -171,9 +174,10 @@ class ImageSource:
     def _read(self, index: int) -> Record:
         raw = self._raw[index if self._kept is None else int(self._kept[index])]
         captions = raw.captions if self._data.captions != "none" else ()
-        caption = captions[0] if captions else ""
-        image = self._picture(raw)
-        return {"image": image, "caption": caption, "captions": captions, "name": raw.name, "position": index}
+        record: Record = {"image": self._picture(raw), "caption": captions[0] if captions else "", "captions": captions}
+        if self._partners is not None and raw.partner is not None:
+            record["partner"] = self._partners.read(raw.partner, self._data.size)
+        return {**record, "name": raw.name, "position": index}
 
     def _picture(self, record: RawRecord) -> np.ndarray:
         pixels = np.asarray(read_scaled(record.image, self._data.size, record.name))

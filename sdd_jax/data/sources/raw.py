@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 
 class RawRecord(NamedTuple):
-    """image: encoded bytes, or the path of a file. captions: all there are, () for none. name: for messages."""
+    """image: encoded bytes, or the path of a file. captions: all there are, () for none. name: for messages.
+
+    partner: the second file of a pair, None where there are no pairs.
+    """
 
     name: str
     image: bytes | Path
     captions: tuple[str, ...]
+    partner: Path | None = None
+
+
+class Partners(NamedTuple):
+    """Second files of a folder's images, `directory/a/b.*` for `a/b.jpg`; `read(file, size)` makes an array of one."""
+
+    directory: str
+    read: Callable[[Path, int], np.ndarray]
 
 
 class RawSource(Protocol):

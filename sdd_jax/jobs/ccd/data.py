@@ -11,14 +11,16 @@ from ml_collections import ConfigDict
 
 from sdd_jax.config import validate
 from sdd_jax.data import conditions
-from sdd_jax.data.conditions import Condition, FilePairs
+from sdd_jax.data.conditions import Condition
+from sdd_jax.data.decode import read_image
 from sdd_jax.data.degrade_spec import DegradeSpec, preset
 from sdd_jax.data.latent_records import LatentRecords
 from sdd_jax.data.latent_rows import degraded_latents, text_to_image
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.records import PortraitSource, Transform
 from sdd_jax.data.restoration import degraded_images, degraded_portraits
-from sdd_jax.data.sources.images import SOURCES, ImageOptions, augmented, open_source
+from sdd_jax.data.sources import ImageOptions, Partners, augmented, open_source
+from sdd_jax.data.sources.images import SOURCES
 from sdd_jax.jobs.streams.latents import encoded_portraits
 from sdd_jax.jobs.streams.portraits import PortraitData, stream_of
 from sdd_jax.types import ModelBundle, Params
@@ -139,7 +141,7 @@ def conditional_stream(
             rows = degraded_latents(records, data.degrade_spec) if degrades else text_to_image
             return stream_of(config, records, rows)(start_step)
         if data.source != "portraits":
-            source = open_source(data.images())
+            source = open_source(data.images(), _partners(condition))
             return stream_of(config, source, augmented(data.images(), _file_rows(data, condition, bundle)))(start_step)
         portraits = PortraitSource(data.split, data.count)
         sharpens = condition.task == "superres" and data.degrade_spec.sharpen_weight
@@ -193,9 +195,14 @@ def _file_rows(data: ConditionalData, condition: ConditionConfig, bundle: ModelB
         "inpaint": conditions.inpainting,
         "canny": conditions.canny((condition.thresholds[0], condition.thresholds[1])),
         "none": conditions.no_condition,
+        "depth": conditions.file_depth,
+        "edit": conditions.file_edit,
     }
-    if condition.task in PAIRED:
-        pairs = FilePairs(root=data.path, partners=condition.path, size=data.size)
-        makers |= {"depth": pairs.depth, "edit": pairs.edit}
     caption = conditions.file_caption
     return conditions.conditioned_rows(bundle.tokenize, makers[condition.task], caption, tokenize_2=bundle.tokenize_2)
+
+
+def _partners(condition: ConditionConfig) -> Partners | None:
+    if condition.task not in PAIRED:
+        return None
+    return Partners(condition.path, conditions.read_depth if condition.task == "depth" else read_image)
