@@ -107,6 +107,8 @@ def open_pictures(config: ConfigDict) -> Pictures:
         FileNotFoundError, ValueError: nothing there, or settings that ask for other pictures than records can hold.
     """
     spec, keep = None, False
+    if config.data.get("source") == "latents":
+        raise ValueError("config.data.source='latents' is what precompute makes: name the pictures to make them of")
     if "adapter" in config:
         data, condition = read_data(config)
         if condition.task in PAIRED:

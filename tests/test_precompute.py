@@ -1,5 +1,6 @@
 """Precomputed latents are what the networks give, are gone on with after a kill, and train the job that reads them."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from sdd_jax.data.latent_records import MANIFEST, LatentRecords
 from sdd_jax.data.latent_rows import degraded_latents, text_to_image
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.records import PortraitSource, to_float
+from sdd_jax.data.sources import IMAGE_OPTIONS
+from sdd_jax.jobs.icd.teacher import Teacher
+from sdd_jax.jobs.streams.captioned import captioned_data
 from sdd_jax.objectives.inputs import latents_of, text_of
 from sdd_jax.train import EngineConfig
 
@@ -99,8 +103,8 @@ def test_a_job_reads_them_as_it_reads_pictures(made, tiny_model):
 
 def test_a_ccd_job_takes_them_as_its_data(made, tiny_world, tiny_model, array_cache):
     given = [f"model={tiny_world}", "adapter.embedding_channels=(4, 4, 8)", "data.source=latents", f"data.path={made}"]
-    load = functools.partial(load_config, f"{CONFIG}:debug", defaults=defaults_of(EngineConfig))
-    job = jobs.build(load([*given, "data.degradation=portraits"]))
+    load = functools.partial(load_config, f"{CONFIG}:debug", defaults=defaults_of(EngineConfig), optional=IMAGE_OPTIONS)
+    job = jobs.build(load([*given, "data.degradation=portraits", "data.max_bad_share=0.2"]))
     batch = next(job.stream(0))
     assert batch.keys() == {"condition", "moments", "context"} and batch["condition"].shape == (4, 64, 64, 3)
     with pytest.raises(ValueError, match="these latents are of pictures with sharpening None, config.data.degradation"):
@@ -109,6 +113,48 @@ def test_a_ccd_job_takes_them_as_its_data(made, tiny_world, tiny_model, array_ca
         jobs.build(load([*given, "data.degradation=", "condition.task=canny"]))
     with pytest.raises(ValueError, match="source='latents' needs a path"):
         jobs.build(load([*given, "data.path="]))
+    with pytest.raises(ValueError, match="flip=True is of images on disk: source='latents' does not read it"):
+        jobs.build(load([*given, "data.flip=true"]))
+
+
+def test_both_stages_of_icd_take_them_as_their_data(made, tiny_world, tiny_model, monkeypatch):
+    """Stage 2's teacher has a UNet of its own: the latents are those of the model that stage 1 started from."""
+    bundle, params = tiny_model
+    monkeypatch.setattr("sdd_jax.jobs.icd.guidance_distill.load", lambda *_, **__: tiny_model)
+    student = dataclasses.replace(bundle, content_hash="")
+    teacher = Teacher(student, params, "a hash of its UNet", bundle.content_hash)
+    monkeypatch.setattr("sdd_jax.jobs.icd.job.open_teacher", lambda *_: teacher)
+    given = ["dtype=float32", "data.source=latents", f"data.path={made}", "data.size=64"]
+    for stage, more in ((2, "teacher.model=x"), (1, f"model={tiny_world}")):
+        spec = f"{CONFIG.with_name('icd.py')}:stage{stage},sd15,full,debug"
+        job = jobs.build(load_config(spec, [*given, more], defaults_of(EngineConfig)))
+        batch = next(job.stream(0))
+        assert batch.keys() == {"moments", "context"} and batch["moments"].shape == (4, 16, 16, 8)
+    key = jax.random.key(0)
+    student_params = jax.eval_shape(job.objective.init, key, job.frozen)
+    loss, _ = jax.eval_shape(
+        lambda params, batch: job.objective.loss(params, job.frozen, batch, key, 0), student_params, batch
+    )
+    assert loss.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 512}, "were made with size=64, config.data.size is 512"),
+        ({"captions": "first"}, "were made with captions=random, config.data.captions is first"),
+        ({"count": 8}, "were made with count=7, config.data.count is 8"),
+        ({"path": ""}, "source='latents' needs a path"),
+        ({"caption_dropout": 0.1}, "caption_dropout=0.1 is of images on disk: source='latents' does not read it"),
+    ],
+)
+def test_settings_are_those_that_they_were_made_with(made, tiny_model, changes, message):
+    bundle = tiny_model[0]
+    section = {"source": "latents", "path": str(made), "size": 64}
+    assert len(captioned_data(section).open(bundle, bundle.content_hash)) == COUNT
+    with pytest.raises(ValueError, match=message) as error:
+        captioned_data({**section, **changes}).open(bundle, bundle.content_hash)
+    assert "\n" not in str(error.value)
 
 
 def test_a_killed_run_is_gone_on_with_and_ends_alike(made, tiny_world, tmp_path, array_cache, capsys, monkeypatch):
@@ -144,6 +190,7 @@ def test_a_killed_run_is_gone_on_with_and_ends_alike(made, tiny_world, tmp_path,
         (["--config.data.source=folder"], "source='folder' needs a path"),
         (["--config.data.source=folder", "--config.data.path=/nowhere"], "/nowhere is not a directory"),
         (["--config.data.nonsense=1"], "has no key 'nonsense'"),
+        (["--config.data.source=latents", "--config.data.path=x"], "config.data.source='latents' is what precompute"),
     ],
 )
 def test_mistakes_are_one_line_and_change_nothing(made, tiny_world, array_cache, capsys, extra, message):

@@ -15,6 +15,12 @@ def text_to_image(record: Record, rng: np.random.Generator) -> dict[str, np.ndar
     return {name: record[name] for name in ("moments", *TEXT) if name in record}
 
 
+def plain_latents(latents: LatentRecords) -> Transform:
+    """`text_to_image`, for records of pictures as they are; ValueError for those of sharpened ones."""
+    _check_sharpening(latents, None, "this job sharpens")
+    return text_to_image
+
+
 def degraded_latents(latents: LatentRecords, spec: DegradeSpec) -> Transform:
     """Rows of a super-resolution job: `condition`, degraded anew at every step, beside `moments` and `context`.
 
@@ -25,11 +31,7 @@ def degraded_latents(latents: LatentRecords, spec: DegradeSpec) -> Transform:
         raise ValueError(
             "these latents hold no pictures to draw conditions from: precompute with a config that has an adapter"
         )
-    if latents.manifest.data["sharpening"] != sharpening(spec):
-        raise ValueError(
-            f"these latents are of pictures with sharpening {latents.manifest.data['sharpening']}, "
-            f"config.data.degradation sharpens {sharpening(spec)}: precompute with this degradation"
-        )
+    _check_sharpening(latents, spec, "config.data.degradation sharpens")
 
     def transform(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         truth, low = degrade(record["image"], rng, spec)
@@ -43,3 +45,11 @@ def sharpening(spec: DegradeSpec | None) -> list[float] | None:
     if spec is None or not spec.sharpen_weight:
         return None
     return [float(spec.sharpen_weight), float(spec.sharpen_window), float(spec.sharpen_threshold)]
+
+
+def _check_sharpening(latents: LatentRecords, spec: DegradeSpec | None, who: str) -> None:
+    made, wanted = latents.manifest.data["sharpening"], sharpening(spec)
+    if made != wanted:
+        raise ValueError(
+            f"these latents are of pictures with sharpening {made}, {who} {wanted}: precompute with this job's config"
+        )

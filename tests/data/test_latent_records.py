@@ -10,7 +10,7 @@ import pytest
 from sdd_jax.data.degrade import condition, degrade
 from sdd_jax.data.degrade_spec import preset
 from sdd_jax.data.latent_records import MANIFEST, LatentRecords, Manifest
-from sdd_jax.data.latent_rows import degraded_latents, sharpening, text_to_image
+from sdd_jax.data.latent_rows import degraded_latents, plain_latents, sharpening, text_to_image
 from sdd_jax.data.latent_writer import LatentWriter
 from sdd_jax.data.pipeline import make_stream
 
@@ -117,6 +117,7 @@ def test_conditions_are_drawn_anew_from_the_stored_picture(latents):
     assert not np.array_equal(made["condition"], other["condition"]) and "image" not in made
     with pytest.raises(ValueError, match="sharpening None, config.data.degradation sharpens"):
         degraded_latents(records, preset("real_esrgan", 32))
+    assert plain_latents(records) is text_to_image
 
 
 def test_latents_without_pictures_have_no_conditions(tmp_path):
@@ -126,6 +127,13 @@ def test_latents_without_pictures_have_no_conditions(tmp_path):
     with pytest.raises(ValueError, match="no pictures"):
         degraded_latents(LatentRecords(tmp_path, "abc"), SPEC)
     assert sharpening(preset("real_esrgan", 512)) == [0.5, 51.0, 10.0]
+
+
+def test_latents_of_sharpened_pictures_are_for_the_job_that_sharpens(tmp_path):
+    data = {"source": "folder", "sharpening": sharpening(preset("real_esrgan", 32))}
+    write(tmp_path, data=data)
+    with pytest.raises(ValueError, match=r"sharpening \[0.5, 51.0, 10.0\], this job sharpens None: precompute"):
+        plain_latents(LatentRecords(tmp_path, "abc"))
 
 
 def test_a_killed_writer_is_gone_on_with(tmp_path):

@@ -15,7 +15,7 @@ from sdd_jax.data.conditions import Condition
 from sdd_jax.data.decode import read_image
 from sdd_jax.data.degrade_spec import DegradeSpec, preset
 from sdd_jax.data.latent_records import LatentRecords
-from sdd_jax.data.latent_rows import degraded_latents, text_to_image
+from sdd_jax.data.latent_rows import degraded_latents, plain_latents
 from sdd_jax.data.pipeline import HostBatch
 from sdd_jax.data.records import PortraitSource, Transform
 from sdd_jax.data.restoration import degraded_images, degraded_portraits
@@ -138,7 +138,7 @@ def conditional_stream(
         if data.source == "latents":
             records = LatentRecords(data.path, bundle.content_hash, data.max_bad_share)
             degrades = condition.task == "superres"
-            rows = degraded_latents(records, data.degrade_spec) if degrades else text_to_image
+            rows = degraded_latents(records, data.degrade_spec) if degrades else plain_latents(records)
             return stream_of(config, records, rows)(start_step)
         if data.source != "portraits":
             source = open_source(data.images(), _partners(condition))

@@ -56,7 +56,7 @@ def guidance_distill(config: ConfigDict) -> Job:
         name=f"guidance distillation, data {title(data)}, teacher {bundle.source}, {trained}",
         objective=objective,
         frozen=frozen,
-        stream=captioned_stream(config, data, bundle, params["vae"]),
+        stream=captioned_stream(config, data, bundle, params["vae"], bundle.content_hash),
         previews=_previews(objective) if isinstance(data, CaptionedPortraits) else None,
         batch_size=config.batch_size,
         config=config,

@@ -41,7 +41,7 @@ def icd(config: ConfigDict) -> Job:
     teacher_config = validate(config.teacher, TeacherConfig, "config.teacher")
     partner = validate(config.partner, PartnerConfig, "config.partner")
     fields = {**config.objective, "boundaries": parse_boundaries(config.objective.boundaries)}
-    model, params, content_hash = open_teacher(teacher_config, jnp.dtype(config.dtype), config.remat)
+    model, params, content_hash, encoders_hash = open_teacher(teacher_config, jnp.dtype(config.dtype), config.remat)
     objective = validate({**fields, "model": model}, ICD, "config.objective")
     frozen = {**frozen_of(model, params), **open_partner(partner, objective, content_hash)}
     starts = ", ".join(map(str, objective.boundaries.reverse))
@@ -49,7 +49,7 @@ def icd(config: ConfigDict) -> Job:
         name=f"iCD, data {title(data)}, teacher {model.source}, {' and '.join(objective.trained)} from {starts}",
         objective=objective,
         frozen=frozen,
-        stream=captioned_stream(config, data, model, params["vae"]),
+        stream=captioned_stream(config, data, model, params["vae"], encoders_hash),
         previews=_previews(objective) if isinstance(data, CaptionedPortraits) else None,
         batch_size=config.batch_size,
         config=config,

@@ -50,11 +50,15 @@ class PartnerConfig:
 
 
 class Teacher(NamedTuple):
-    """A teacher: bundle, {'unet', 'vae', 'text_encoder', ...}, and what identifies the weights."""
+    """A teacher: bundle, {'unet', 'vae', 'text_encoder', ...}, and what identifies the weights.
+
+    encoders_hash: content hash of the model that all but the UNet are of, which precomputed latents name.
+    """
 
     model: ModelBundle
     params: Params
     content_hash: str
+    encoders_hash: str
 
 
 def open_teacher(config: TeacherConfig, dtype: DTypeLike, remat: str) -> Teacher:
@@ -70,7 +74,7 @@ def open_teacher(config: TeacherConfig, dtype: DTypeLike, remat: str) -> Teacher
                 f"config.teacher.model={config.model} does not read its guidance scale (no time_cond_proj_dim): "
                 "train stage 1, configs/icd.py, and name its run as config.teacher.workdir"
             )
-        return Teacher(model, params, model.content_hash)
+        return Teacher(model, params, model.content_hash, model.content_hash)
     job, trained, step = open_run(Path(config.workdir))
     objective = job.objective
     if not isinstance(objective, GuidanceDistillation):
@@ -84,7 +88,8 @@ def open_teacher(config: TeacherConfig, dtype: DTypeLike, remat: str) -> Teacher
         source=f"{config.workdir}, step {step}",
     )  # fmt: skip
     params = {"unet": unet, "vae": job.frozen["vae"], **job.frozen["text"]}
-    return Teacher(model, jax.tree.map(lambda x: jnp.asarray(x, dtype), params), tree_hash(unet))
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    return Teacher(model, params, tree_hash(unet), job.fingerprint["teacher_hash"])
 
 
 def open_partner(partner: PartnerConfig, objective: ICD, teacher_hash: str) -> Frozen:
