@@ -39,7 +39,7 @@ from sdd_jax.data.latent_records import Manifest
 from sdd_jax.data.latent_rows import sharpening
 from sdd_jax.data.latent_writer import LatentWriter
 from sdd_jax.data.pipeline import HostBatch, Prefetch, Source, make_stream
-from sdd_jax.data.records import PortraitSource, Record, Transform
+from sdd_jax.data.records import PortraitSource, Record, Transform, text_ids
 from sdd_jax.data.restoration import caption_of
 from sdd_jax.data.sources import IMAGE_OPTIONS, ImageData, augmented, open_source
 from sdd_jax.jobs.ccd.data import PAIRED, read_data
@@ -226,13 +226,12 @@ def precompute(
 
 
 def _transform(pictures: Pictures, bundle: ModelBundle) -> Transform:
-    sharp_by = pictures.settings["sharpening"]
+    caption, sharp_by = pictures.caption, pictures.settings["sharpening"]
+    tokenize, tokenize_2 = bundle.tokenize, bundle.tokenize_2
 
     def transform(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        text = pictures.caption(record, rng)
-        row = {"image": record["image"], "input_ids": bundle.tokenize([text])[0], "empty": np.asarray(not text)}
-        if bundle.tokenize_2 is not None:
-            row["input_ids_2"] = bundle.tokenize_2([text])[0]
+        text = caption(record, rng)
+        row = {"image": record["image"], "empty": np.asarray(not text), **text_ids(text, tokenize, tokenize_2)}
         if sharp_by is not None:
             weight, window, threshold = sharp_by
             sharp = sharpen(record["image"].astype(np.float32) / 255.0, weight, int(window), threshold / 255.0)

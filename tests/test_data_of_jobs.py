@@ -1,9 +1,11 @@
 """One data section for every job on images from disk: each source and each of its options reaches a batch."""
 
 import itertools
+import shutil
 import tarfile
 from pathlib import Path
 
+import cloudpickle
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from PIL import Image
 
 import sdd_jax
 from sdd_jax import jobs
+from sdd_jax.command import is_ours
 from sdd_jax.config import defaults_of, load_config
+from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.sources import IMAGE_OPTIONS
 from sdd_jax.train import EngineConfig
 
@@ -22,6 +26,10 @@ JOBS = {
     "gd": ("gd.py", []),
     "sdd": ("sdd_latent.py", ["data.prompt={caption}, angry", "timesteps.given=(500,)", "timesteps.rule="]),
     "dds": ("dds_translate.py", []),
+}
+OTHERS = {
+    "icd": ("icd.py:stage1,sd15,full,debug", ["dtype=float32"]),
+    "pairs": ("ccd_edit.py", ["adapter.embedding_channels=(4, 4, 8)"]),
 }
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -48,11 +56,11 @@ def places(tmp_path_factory):
 @pytest.fixture
 def build(tiny_world, tiny_model, array_cache, places, monkeypatch):
     """build(job, source, *overrides): the job on the tiny world and pictures of 16 px, batches of 4."""
-    for module in ("ccd.job", "ccd.baselines", "sdd.job", "dds.job"):
+    for module in ("ccd.job", "ccd.baselines", "sdd.job", "dds.job", "icd.guidance_distill"):
         monkeypatch.setattr(f"sdd_jax.jobs.{module}.load", lambda *_, **__: tiny_model)
 
     def call(name, source, *overrides):
-        file, own = JOBS[name]
+        file, own = {**JOBS, **OTHERS}[name]
         common = ["batch_size=4", f"model={tiny_world}", f"data.source={source}", f"data.path={places[source]}"]
         common += [f"data.size={SIZE}", "data.max_bad_share=0.2"]
         return jobs.build(load_config(str(CONFIGS / file), [*common, *own, *overrides], defaults_of(EngineConfig),
@@ -92,6 +100,47 @@ def test_what_no_job_reads_is_refused(build, name, tiny_world):
     ):
         with pytest.raises(ValueError, match=message):
             jobs.build(load_config(str(CONFIGS / file), [*base, *overrides], defaults_of(EngineConfig), IMAGE_OPTIONS))
+
+
+def test_a_pair_is_read_together(build, places):
+    """Every picture before its edit is the picture itself; the damaged one is left out with its partner."""
+    for batch in seen(build("pairs", "folder", f"condition.path={places['folder']}")):
+        np.testing.assert_array_equal(batch["condition"], batch["image"])
+
+
+@pytest.mark.parametrize("name", [*JOBS, "icd"])
+def test_what_workers_are_sent_makes_the_same_batches(build, name, monkeypatch):
+    """Sources and transforms pickle, without arrays of a device: to read one a worker would have to open the device."""
+    options = ["data.crop=random", "data.flip=true", "data.caption_dropout=0.5"]
+    want = seen(build(name, "tar", *options))
+
+    def sent(source, transform, **others):
+        data = cloudpickle.dumps((source, transform))
+        assert b"_reconstruct_array" in cloudpickle.dumps(jax.numpy.zeros(1)) and b"_reconstruct_array" not in data
+        return make_stream(*cloudpickle.loads(data), **others)
+
+    monkeypatch.setattr("sdd_jax.jobs.streams.portraits.make_stream", sent)
+    for one, two in zip(want, seen(build(name, "tar", *options)), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_a_worker_makes_the_same_batches(build):
+    want = seen(build("ccd", "tar", "data.flip=true"))
+    stream = build("ccd", "tar", "data.flip=true", "workers=1").stream(0)
+    for batch in want:
+        jax.tree.map(np.testing.assert_array_equal, batch, dict(next(stream)))
+    stream.close()
+
+
+def test_an_error_of_a_worker_is_one_line(build, places, tmp_path):
+    folder = Path(shutil.copytree(places["folder"], tmp_path / "copy"))
+    stream = build("ccd", "folder", f"data.path={folder}", "workers=1").stream(0)
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="2 of 8 records cannot be read, more than config.data.max_bad_share") as error:
+        next(stream)
+    assert is_ours(error.value) and "\n" not in str(error.value)
+    stream.close()
 
 
 def test_pairs_of_files_are_not_cut_apart(tiny_world, places):
