@@ -1,15 +1,17 @@
 """How many samples a source gives per second and core: `python -m sdd_jax.data.throughput --size=512`.
 
 Writes a set of pictures (JPEG, quality 90, smooth colours with noise, as large as `--side` says) as a folder, as COCO,
-as tar shards and, with `--tfds`, as a TensorFlow data set; reads each in the stream's shuffled order, decodes, scales,
-crops; and prints samples per second of CPU time, which is per core and does not depend on what else the machine does.
-`--source` and `--path` measure a data set of one's own instead.
+as tar shards and, with `--tfds`, as a TensorFlow data set on array_record and on tfrecord; reads each in the stream's
+shuffled order, decodes, scales, crops; and prints samples per second of CPU time, which is per core and does not depend
+on what else the machine does. `--source` and `--path` measure a data set of one's own instead.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import struct
 import sys
 import tarfile
 import tempfile
@@ -25,6 +27,7 @@ from sdd_jax.command import Parser, run_command
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.records import Record
 from sdd_jax.data.sources import ImageData, augmented, open_source
+from sdd_jax.data.sources.tfrecord import crc32c, masked
 
 BATCH = 8
 
@@ -107,6 +110,34 @@ def write_tfds(root: Path, folder: Path) -> Path:
     return Path(builder.data_dir)
 
 
+def write_tfrecord(root: Path, prepared: Path, shards: int = 1) -> Path:
+    """A copy of an array_record data set as TFDS writes it unless told otherwise; `shards` of the split `train`."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    shutil.copytree(prepared, root)
+    info = json.loads((root / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        (file,) = root.glob(f"*{split['name']}.array_record*")
+        reader = ArrayRecordReader(str(file))
+        records = reader.read_all()
+        reader.close()
+        file.unlink()
+        count = shards if split["name"] == "train" else 1
+        parts = [records[i * len(records) // count : (i + 1) * len(records) // count] for i in range(count)]
+        for number, part in enumerate(parts):
+            name = f"{info['name']}-{split['name']}.tfrecord-{number:05d}-of-{count:05d}"
+            (root / name).write_bytes(b"".join(framed(record) for record in part))
+        split["shardLengths"] = [str(len(part)) for part in parts]
+    (root / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    return root
+
+
+def framed(record: bytes) -> bytes:
+    """A record as it stands in a TFRecord file, its own sum left out: nothing here reads it."""
+    size = struct.pack("<Q", len(record))
+    return size + struct.pack("<I", masked(crc32c(size))) + record + bytes(4)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     return run_command(_throughput, argv)
@@ -119,7 +150,7 @@ def _throughput(argv: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the samples")
     parser.add_argument("--side", type=int, default=768, help="longer side of the set's own pictures")
     parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--tfds", action="store_true", help="measure tfds too (writing it takes a while)")
+    parser.add_argument("--tfds", action="store_true", help="measure tfds too, on array_record and on tfrecord")
     flags = parser.parse_args(argv)
     if flags.source:
         print(
@@ -131,11 +162,13 @@ def _throughput(argv: Sequence[str]) -> None:
         places = {"folder": folder, "tar": write_shards(Path(scratch, "tar"), folder), "coco": write_coco(folder)}
         if flags.tfds:
             places["tfds"] = write_tfds(Path(scratch, "tfds"), folder)
+            places["tfds, tfrecord"] = write_tfrecord(Path(scratch, "tfrecord", "1.0.0"), places["tfds"])
         size = np.mean([path.stat().st_size for path in folder.glob("*.jpg")]) / 1024
         print(f"{flags.samples} JPEGs of {flags.side}x{round(flags.side / 1.5)}, {size:.0f} KiB, to {flags.size} px")
         for name, path in places.items():
             for crop, flip in (("center", False), ("random", True)):
-                data = ImageData(source=name, path=str(path), size=flags.size, crop=crop, flip=flip)
+                source = name.partition(",")[0]
+                data = ImageData(source=source, path=str(path), size=flags.size, crop=crop, flip=flip)
                 what = "random crop, flip" if flip else "centre crop"
                 print(f"| {name} | {what} | {measure(data, flags.samples):.1f} samples/s per core |")
 

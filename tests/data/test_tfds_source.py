@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordReader
 
 from sdd_jax.data import portraits
 from sdd_jax.data.pipeline import make_stream
@@ -19,6 +18,7 @@ from sdd_jax.data.sources import ImageData, open_source
 from sdd_jax.data.sources.tfds import TfdsSource, _texts
 from sdd_jax.data.sources.tfrecord import crc32c, masked
 from sdd_jax.data.tfds_portraits import write_portraits
+from sdd_jax.data.throughput import framed, write_tfrecord
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,22 @@ def portraits_index(record):
     raise AssertionError(f"{record['name']} is no portrait of the split")
 
 
-def test_the_stream_reads_it(prepared):
-    source = open_source(ImageData(source="tfds", path=str(prepared), size=16))
-    transform = lambda record, rng: {"image": record["image"]}  # noqa: E731
+@pytest.fixture
+def place(request, prepared, tmp_path, array_cache):
+    """The data set in the form that the test asks for: as it was prepared, or a copy that may be damaged."""
+    copy = tmp_path / "1.0.0"
+    return write_tfrecord(copy, prepared, shards=3) if request.param == "tfrecord" else shutil.copytree(prepared, copy)
+
+
+FORMS = pytest.mark.parametrize("place", ["array_record", "tfrecord"], indirect=True)
+
+
+@FORMS
+def test_the_stream_reads_it(place):
+    source = open_source(ImageData(source="tfds", path=str(place), size=16))
 
     def batches(source, **options):
-        return list(itertools.islice(make_stream(source, transform, batch_size=4, seed=1, **options), 3))
+        return list(itertools.islice(make_stream(source, pictures, batch_size=4, seed=1, **options), 3))
 
     copy = pickle.loads(pickle.dumps(source))
     for count in (2, 4):
@@ -61,13 +71,27 @@ def test_the_stream_reads_it(prepared):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("form", ["array_record", "tfrecord"])
-def test_workers_see_the_same_batches(prepared, tmp_path, array_cache, workers, form):
-    where = prepared if form == "array_record" else as_tfrecord(prepared, tmp_path / "1.0.0")
-    source = open_source(ImageData(source="tfds", path=str(where), size=16))
+@FORMS
+def test_workers_see_the_same_batches(place, workers):
+    source = open_source(ImageData(source="tfds", path=str(place), size=16))
     one, several = (make_stream(source, pictures, batch_size=4, seed=1, workers=n) for n in (0, workers))
     for want, batch in itertools.islice(zip(one, several, strict=False), 3):
         np.testing.assert_array_equal(batch["image"], want["image"])
+
+
+@FORMS
+def test_a_damaged_record_is_skipped_counted_and_named(place):
+    (shard,) = [*place.glob("*train.array_record*"), *place.glob("*train.tfrecord-00001*")]
+    data = bytearray(shard.read_bytes())
+    data[1000:1100] = bytes(100)
+    shard.write_bytes(bytes(data))
+    source = open_source(ImageData(source="tfds", path=str(place), size=16, max_bad_share=0.2))
+    assert len(source.bad) == 1 and "train, record " in source.bad[0]
+    position = int(source.bad[0].partition("record ")[2].split()[0])
+    assert source[position]["position"] == (position + 1) % 12
+    assert [source[i]["position"] for i in range(12)].count((position + 1) % 12) == 2, "the others are themselves"
+    with pytest.raises(ValueError, match="1 of 12 records cannot be read, more than .*max_bad_share=0.05"):
+        open_source(ImageData(source="tfds", path=str(place), size=16, max_bad_share=0.05))
 
 
 def pictures(record, rng):
@@ -106,34 +130,9 @@ def test_what_is_wrong_is_one_line(prepared, tmp_path):
                 source[i]
 
 
-def as_tfrecord(prepared, target, shards=3):
-    """The same data set as TFDS writes it by default: tfrecord, the train split in several shards."""
-    copy = Path(shutil.copytree(prepared, target))
-    info = json.loads((copy / "dataset_info.json").read_text())
-    for split in info["splits"]:
-        (file,) = copy.glob(f"*{split['name']}.array_record*")
-        reader = ArrayRecordReader(str(file))
-        records = reader.read_all()
-        reader.close()
-        file.unlink()
-        count = shards if split["name"] == "train" else 1
-        parts = [records[i * len(records) // count : (i + 1) * len(records) // count] for i in range(count)]
-        for number, part in enumerate(parts):
-            name = f"portraits-{split['name']}.tfrecord-{number:05d}-of-{count:05d}"
-            (copy / name).write_bytes(b"".join(framed(record) for record in part))
-        split["shardLengths"] = [str(len(part)) for part in parts]
-    (copy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    return copy
-
-
-def framed(record):
-    size = struct.pack("<Q", len(record))
-    return size + struct.pack("<I", masked(crc32c(size))) + record + struct.pack("<I", 0)
-
-
 def test_tfrecord_is_read_at_random_without_tensorflow(prepared, tmp_path, array_cache):
     assert crc32c(b"123456789") == 0xE3069283 and masked(0) == 0xA282EAD8, "as published"
-    copy = as_tfrecord(prepared, tmp_path / "1.0.0")
+    copy = write_tfrecord(tmp_path / "1.0.0", prepared, shards=3)
     for split in ("train", "heldout", "train[2:7]", "train[:4]+heldout"):
         one, two = (
             open_source(ImageData(source="tfds", path=str(where), size=64, split=split)) for where in (prepared, copy)
