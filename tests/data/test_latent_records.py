@@ -132,7 +132,7 @@ def test_latents_without_pictures_have_no_conditions(tmp_path):
 def test_latents_of_sharpened_pictures_are_for_the_job_that_sharpens(tmp_path):
     data = {"source": "folder", "sharpening": sharpening(preset("real_esrgan", 32))}
     write(tmp_path, data=data)
-    with pytest.raises(ValueError, match=r"sharpening \[0.5, 51.0, 10.0\], this job sharpens None: precompute"):
+    with pytest.raises(ValueError, match=r"sharpening \[0.5, 7.0, 10.0\], this job sharpens None: precompute"):
         plain_latents(LatentRecords(tmp_path, "abc"))
 
 
