@@ -69,7 +69,7 @@ for fsdp in (1, 8):
         compiled = program.step.trace(*arguments).lower().compile()
         results[f"traffic {fsdp} {accumulate}"] = collectives(compiled.as_text())
     kernels = (program.state.params["dense"], program.state.ema["dense"], program.frozen["teacher"])
-    results[f"split {fsdp}"] = [str(kernel["kernel"].sharding.spec) for kernel in kernels]
+    results[f"split {fsdp}"] = [list(kernel["kernel"].sharding.spec) for kernel in kernels]
 
 # what the last run saved on 8 devices, on other topologies
 state = jax.tree.map(np.asarray, state)
@@ -125,12 +125,11 @@ def test_twenty_losses_do_not_depend_on_the_mesh(results, mesh, alone):
     assert results[alone]["loss"][-1] < 0.95 * results[alone]["loss"][0]
 
 
-def test_whole_parameters_cost_a_sum_of_gradients_and_scalars(results):
-    gradients = 4 * (WIDTH * WIDTH + WIDTH + 1)
+def test_whole_parameters_cost_a_sum_of_gradients_and_scalars_a_microbatch(results):
+    sent = 4 * (2 * (WIDTH * WIDTH + WIDTH) + 2)  # the toy's two terms are summed apart: kernel, bias and the term
     for accumulate in (1, 2):
         traffic = results[f"traffic 1 {accumulate}"]
-        assert set(traffic) == {"all-reduce"}
-        assert gradients < traffic["all-reduce"][1] < gradients * accumulate + 64
+        assert set(traffic) == {"all-reduce"} and traffic["all-reduce"][1] == accumulate * sent
 
 
 def test_split_parameters_are_gathered(results):
@@ -140,8 +139,7 @@ def test_split_parameters_are_gathered(results):
 
 
 def test_a_teacher_lies_as_the_parameters_do(results):
-    assert results["split 1"] == ["PartitionSpec()"] * 3
-    assert results["split 8"] == ["PartitionSpec('fsdp',)"] * 3
+    assert results["split 1"] == [[]] * 3 and results["split 8"] == [["fsdp"]] * 3
 
 
 @pytest.mark.parametrize(
