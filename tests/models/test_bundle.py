@@ -33,6 +33,8 @@ from sdd_jax.models import bundle as bundles
 from sdd_jax.models import convert
 from sdd_jax.models.save import save_component
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 
 def test_functions_match_the_pytorch_pipeline(sd15: Any, loaded: Any) -> None:
     (pipe, _), (bundle, params) = sd15, loaded

@@ -19,6 +19,7 @@ from sdd_jax.models.save import save_component
 
 CONFIG = parity.control_config(parity.CONVOLUTIONAL)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture()
