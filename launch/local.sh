@@ -42,7 +42,7 @@ logs="${LOGS:-${TMPDIR:-/tmp}/sdd_jax.$port}"
 [ -n "$DRY_RUN" ] || mkdir -p "$logs"
 
 pids=()
-# shellcheck disable=SC2317
+# shellcheck disable=SC2317,SC2329  # called by the trap
 end_all() {
   [ ${#pids[@]} -eq 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true
 }
