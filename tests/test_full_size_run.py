@@ -28,8 +28,9 @@ CONTROLNET, UNET = 361_279_120, 859_520_964
 VAE_BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
 OVERRIDES = {
     "batch_size": 1, "steps": 2, "log_every": 1, "checkpoint_every": 2, "remat": "block", "compile_cache": "",
-    "optimizer.warmup_steps": 0,
+    "optimizer.warmup_steps": 0, "dtype": "float32",
 }  # fmt: skip
+"""In float32: XLA computes in it on a CPU, and would copy bfloat16 weights."""
 
 
 def write_model(root, configs, shard):
@@ -103,7 +104,7 @@ def check(output, workdir, trained):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "trained", "needed"),
-    [("sd15,adapter", CONTROLNET, 16 * GIB), ("sd15", CONTROLNET + UNET, 48 * GIB)],
+    [("sd15,adapter", CONTROLNET, 20 * GIB), ("sd15", CONTROLNET + UNET, 48 * GIB)],
     ids=["adapter", "full"],
 )
 def test_two_steps_of_the_main_job(variant, trained, needed, weights, pictures, tmp_path):
