@@ -42,3 +42,17 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def one_line(capsys):
+    """Runs a command that must fail for its user: exit status 2 and one line, which is returned."""
+
+    def call(command, *arguments):
+        capsys.readouterr()
+        assert command.main([str(argument) for argument in arguments]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+
+    return call

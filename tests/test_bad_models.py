@@ -19,20 +19,6 @@ CONFIG = Path(__file__).parents[1] / "configs" / "ccd_sr.py"
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
-@pytest.fixture
-def one_line(capsys):
-    """Runs a command that must fail for its user: exit status 2 and one line, which is returned."""
-
-    def call(command, *arguments):
-        capsys.readouterr()
-        assert command.main([str(argument) for argument in arguments]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("error: ") and err.count("\n") == 1, err
-        return err
-
-    return call
-
-
 def test_a_model_with_a_field_that_is_not_supported(one_line, tiny_world, tmp_path):
     world = Path(shutil.copytree(tiny_world, tmp_path / "world"))
     described = json.loads((world / "unet" / "config.json").read_text())

@@ -179,20 +179,6 @@ def test_the_exported_run_draws_the_same_image_in_pytorch(finished, opened, tiny
     assert found.std() > 0.01 and np.abs(found - theirs).max() < 2 / 255
 
 
-@pytest.fixture
-def one_line(capsys):
-    """Runs a command that must fail for its user: exit status 2 and one line, which is returned."""
-
-    def call(command, *arguments):
-        capsys.readouterr()
-        assert command.main([str(argument) for argument in arguments]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("error: ") and err.count("\n") == 1, err
-        return err
-
-    return call
-
-
 def test_a_workdir_without_a_run(one_line, finished, tmp_path):
     picture = tmp_path / "x.png"
     Image.new("RGB", (64, 64)).save(picture)
