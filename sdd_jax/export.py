@@ -60,7 +60,7 @@ def _write_card(job: Job, step: int, workdir: Path, out: Path) -> None:
         title=job.name,
         task=job.config.task,
         step=step,
-        config=to_plain(job.config),
+        config={**job.inherited, **to_plain(job.config)},
         fingerprint=job.fingerprint,
         metrics=json.loads(measured.read_text()) if measured.is_file() else None,
         directory=out,

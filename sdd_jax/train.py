@@ -102,6 +102,7 @@ class Job:
     previews: (params, ema, frozen, step, directory) -> None, writes sample grids; None: no grids.
     fingerprint: source and content hash of the frozen weights; recorded in config.json and in every checkpoint.
     export: (params, directory) -> None, writes trained params (the average where there is one) in published formats.
+    inherited: what the config leaves to the run that this one starts from; of the exported card.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Job:
     config: ConfigDict
     fingerprint: Mapping[str, Any]
     export: Callable[[Params, Path], None] | None = None
+    inherited: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def engine_config(config: Mapping[str, Any]) -> EngineConfig:

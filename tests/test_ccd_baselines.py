@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdd_jax import evaluate, jobs, sample
+from sdd_jax import evaluate, export, jobs, sample
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.jobs.ccd import conditional
 from sdd_jax.jobs.ccd import report as ccd_report
+from sdd_jax.jobs.protocols.exported import open_exported_network
+from sdd_jax.jobs.protocols.flags import parse
+from sdd_jax.jobs.protocols.makers import make_maker
+from sdd_jax.models.card import read_record
 from sdd_jax.models.save import save
 from sdd_jax.runs import open_run
 from sdd_jax.train import EngineConfig, engine_config
@@ -178,3 +182,23 @@ def test_reports_measure_what_each_condition_asks(chain, tiny_world, capsys, mon
     assert all("edges" in row and np.isfinite(row["psnr"]) for row in rows.values())
     assert "| psnr | ssim | clip_distance | frechet | attributes | edges |" in capsys.readouterr().out
     assert (workdir / "evaluation" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["cm", "gd4", "gd"])
+def test_exported_baselines_are_put_together_with_their_teacher(chain, opened, tiny_world, tmp_path, name):
+    """A CM's card has what its config leaves to the run that it started from."""
+    workdir, params = chain[name]
+    assert export.main([f"--workdir={workdir}", f"--out={tmp_path}"]) == 0
+    flags = parse(["--protocol=generation", f"--model={tiny_world}", f"--exported={tmp_path}", "--csv=x", "--out=x"])
+    network, read, frozen = open_exported_network(flags, read_record(tmp_path))
+    job = opened[name][0]
+    assert type(network) is type(job.objective) and network.adapter == job.objective.adapter
+    assert network.grid_steps == job.objective.grid_steps
+    same(read["adapter"], params["adapter"])
+    same(read["unet"], params.get("unet", job.frozen["teacher"]["unet"]))
+    same(frozen["vae"], job.frozen["vae"])
+    if name == "gd4":
+        assert make_maker(flags).settings["start"] == "noise"
+    else:
+        with pytest.raises(ValueError, match="has the condition 'canny': generation takes 'none' runs"):
+            make_maker(flags)

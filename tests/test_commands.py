@@ -20,7 +20,7 @@ from sdd_jax.jobs.ccd import conditional, runs
 from sdd_jax.jobs.protocols.exported import open_exported_network
 from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import make_maker
-from sdd_jax.models.card import read_config
+from sdd_jax.models.card import read_record
 from sdd_jax.runs import open_run
 from sdd_jax.sampling.generate import initial_noise
 
@@ -274,8 +274,10 @@ def test_the_exported_run_is_restored_with(finished, opened, tiny_world, tmp_pat
     assert export.main([f"--workdir={finished[0]}", f"--out={tmp_path}"]) == 0
     flags = ["--protocol=restoration", f"--model={tiny_world}", f"--exported={tmp_path}", "--benchmark=portraits"]
     parsed = parse([*flags, "--steps=2", "--out=x"])
-    network, read, frozen = open_exported_network(parsed, read_config(tmp_path))
+    network, read, frozen = open_exported_network(parsed, read_record(tmp_path))
     jax.tree.map(np.testing.assert_array_equal, read, params)
     jax.tree.map(np.testing.assert_array_equal, frozen["vae"], job.frozen["vae"])
     assert type(network) is type(job.objective) and network.grid_steps == job.objective.grid_steps
     assert make_maker(parsed).settings == {"steps": 2, "size": 64, "batch": 8, "start": "condition"}
+    with pytest.raises(ValueError, match="--model=portraits is not the teacher of --exported="):
+        make_maker(parse([flags[0], "--model=portraits", *flags[2:], "--out=x"]))

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from sdd_jax import export
+from sdd_jax.models.card import read_record
 from sdd_jax.models.lora import LoraSpec
 from sdd_jax.models.lora_files import export as export_lora
 
@@ -19,6 +20,7 @@ class FakeJob:
 
     name = "a job of the tests"
     fingerprint = {"teacher": "portraits", "teacher_hash": "f" * 64}
+    inherited = {"adapter": {"kind": "t2i"}, "model": "of the run before"}
 
     def __init__(self, with_lora=True, **config):
         self.config = ConfigDict({"task": "icd", "model": "portraits", "data": {"count": 3}, **config})
@@ -51,6 +53,8 @@ def test_a_card_and_kohyas_names(run, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     for part in ("# a job of the tests", "step 12", "f" * 64, "| icd | 20.5 |", "| count | `3` |"):
         assert part in card
+    config = read_record(tmp_path / "out").config
+    assert (config["adapter"], config["model"]) == ({"kind": "t2i"}, "portraits"), "its own come before inherited ones"
     assert "`forward.safetensors`" in card and "`forward.kohya.safetensors`" in card
     names = load_file(tmp_path / "out" / "forward.kohya.safetensors")
     assert set(names) == {

@@ -17,10 +17,11 @@ from sdd_jax.jobs.icd import job as stage2
 from sdd_jax.jobs.icd import measures, subjects
 from sdd_jax.jobs.icd import report as icd_report
 from sdd_jax.jobs.icd.teacher import MODELS
-from sdd_jax.jobs.protocols.exported import open_exported_pair
+from sdd_jax.jobs.protocols.exported import open_exported
 from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import make_maker
-from sdd_jax.models.card import CARD, model_card, read_config
+from sdd_jax.models.card import CARD, model_card, read_record
+from sdd_jax.models.hub import tree_hash
 from sdd_jax.models.lora import LoraSpec
 from sdd_jax.objectives.icd import ICD
 
@@ -110,17 +111,27 @@ def test_exported_pairs_are_put_together_with_their_teacher(student, tmp_path, s
     with pytest.raises(FileNotFoundError, match="no such card"):
         make_maker(flags)
     config = {"task": "icd", "objective": {"boundaries": "2"}}
-    card = model_card(title="", task="icd", step=1, config=config, fingerprint={}, metrics=None, directory=tmp_path)
-    (tmp_path / CARD).write_text(card)
-    found, read = open_exported_pair(flags, read_config(tmp_path))
+
+    def write_card(config, teacher_hash):
+        made_from = {"teacher": "T", "teacher_hash": teacher_hash}
+        facts = {"config": config, "fingerprint": made_from, "metrics": None, "directory": tmp_path}
+        (tmp_path / CARD).write_text(model_card(title="", task="icd", step=1, **facts))
+        return read_record(tmp_path)
+
+    found, read = open_exported(flags, write_card(config, model.content_hash))
     assert found.content_hash == model.content_hash and read["boundaries"] == BOUNDARIES["2"]
     for name in MODELS:
         want = stage2.unet_of(objective, trained, frozen, name)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), read[name], want)
     maker = make_maker(flags)
     assert maker.settings["steps"] == 2 and model.content_hash in maker.name
-    with pytest.raises(ValueError, match="is of a 'dds' run; this takes icd: name the run by --workdir"):
-        open_exported_pair(flags, {"task": "dds"})
+    stage_1 = {**config, "teacher": {"workdir": "runs/stage1"}}
+    open_exported(flags, write_card(stage_1, tree_hash(params["unet"])))
+    for other, digest in ((config, "0" * 64), (config, tree_hash(params["unet"])), (stage_1, "0" * 64)):
+        with pytest.raises(ValueError, match=rf"is not the teacher of .*distilled from T \(hash {digest[:12]}, this"):
+            open_exported(flags, write_card(other, digest))
+    with pytest.raises(ValueError, match="is of a 'dds' run; this takes icd, mappers of .*: name the run by --workdir"):
+        open_exported(flags, write_card({"task": "dds"}, ""))
 
 
 def test_full_copies_are_exported_as_unets(student, tmp_path):

@@ -20,10 +20,14 @@ from sdd_jax.aot import config_jobs
 from sdd_jax.benchmarks.workloads import abstract_program, forward_flops
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data.sources import IMAGE_OPTIONS
+from sdd_jax.jobs.protocols.exported import open_exported
+from sdd_jax.jobs.protocols.flags import parse
+from sdd_jax.jobs.protocols.makers import make_maker
 from sdd_jax.jobs.sdd import job as sdd_job
 from sdd_jax.jobs.sdd import style
 from sdd_jax.jobs.sdd.editing import editing_model
 from sdd_jax.models import e4e
+from sdd_jax.models.card import Record, read_record
 from sdd_jax.models.style_mappers import MapperConfig, load_mapper
 from sdd_jax.models.stylegan2 import make_generator
 from sdd_jax.runs import open_run
@@ -209,6 +213,25 @@ def test_a_run_trains_previews_and_exports(finished, tmp_path):
     described = model.configs["manipulator"]
     edited = jax.eval_shape(described["edit"], frozen["manipulator"], frozen, np.zeros((2, 64, 64, 3), np.float32))
     assert edited.shape == (2, 64, 64, 3) and described["evaluations"] == 0
+
+
+def test_the_exported_mapper_edits_as_the_run_does(finished, tiny_world, style_world, tmp_path):
+    out = tmp_path / "out"
+    assert export.main([f"--workdir={finished}", f"--out={out}"]) == 0
+    asked = ["--protocol=editing", "--method=manipulate", f"--model={tiny_world}", f"--exported={out}"]
+    flags = parse([*asked, "--benchmark=portraits", "--out=x"])
+    opened = open_exported(flags, read_record(out)), editing_model(*open_run(finished)[:2])
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    edit = opened[0][0].configs["manipulator"]["edit"]  # the same program: two of them would only compile twice
+    found, want = (np.asarray(edit(frozen["manipulator"], frozen, image)) for _, frozen in opened)
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    assert opened[0][0].content_hash == opened[1][0].content_hash and np.std(found) > 0
+    assert make_maker(flags).settings["size"] == 64
+
+    record = read_record(out)
+    other = Record(record.config, {**record.made_from, "generator": "0" * 64})
+    with pytest.raises(ValueError, match="its mapper is of another generator than config.manipulator.generator=.* has"):
+        open_exported(flags, other)
 
 
 def test_the_step_on_random_weights_is_lowered(tiny_world, style_world, tmp_path, array_cache):

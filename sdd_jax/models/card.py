@@ -6,11 +6,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdd_jax.models.hub import HUB_ID
 
 CARD = "README.md"
+
+
+class Record(NamedTuple):
+    """What a card keeps for programs: the run's config, and sources and hashes of what it was made from."""
+
+    config: dict[str, Any]
+    made_from: dict[str, Any]
 
 
 def model_card(
@@ -31,7 +38,7 @@ def model_card(
       metrics: the run's `evaluation/metrics.json`, or None.
       directory: what was exported; every file is listed with its sha256.
     """
-    base = config.get("model")
+    base, record = config.get("model"), {"config": config, "made_from": fingerprint}
     header = ["---", "library_name: diffusers", "tags:", "- sdd_jax", f"- {task}"]
     if isinstance(base, str) and HUB_ID.fullmatch(base) and not Path(base).exists():
         header.append(f"base_model: {base}")
@@ -43,29 +50,26 @@ def model_card(
         _section("Data", _pairs(config.get("data") or {}) or "None."),
         _section("Metrics", _metrics(metrics)),
         _section("Files", _files(directory)),
-        _section("Config", f"```json\n{json.dumps(config, indent=1, sort_keys=True)}\n```"),
+        _section("Record", f"```json\n{json.dumps(record, indent=1, sort_keys=True)}\n```"),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The config in the card of an export.
+def read_record(directory: Path) -> Record:
+    """The record in the card of an export.
 
     Raises:
       FileNotFoundError: no card.
-      ValueError: a card without a config.
+      ValueError: a card without a record.
     """
     path = directory / CARD
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such card; python -m sdd_jax.export writes it beside the weights")
-    _, found, text = path.read_text(encoding="utf-8").rpartition(f"{_section('Config', '```json')}\n")
+    _, found, text = path.read_text(encoding="utf-8").rpartition(f"{_section('Record', '```json')}\n")
     try:
-        config = json.loads(text.removesuffix("\n```\n")) if found else None
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no config: export the run again")
-    return config
+        return Record(**json.loads(text.removesuffix("\n```\n") if found else ""))
+    except (TypeError, ValueError):
+        raise ValueError(f"{path} holds no record of the run: export it again") from None
 
 
 def _section(name: str, body: str) -> str:

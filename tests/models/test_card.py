@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from sdd_jax.models.card import CARD, model_card, read_config
+from sdd_jax.models.card import CARD, model_card, read_record
 
 
 def card(tmp_path, **changes):
@@ -38,17 +38,17 @@ def test_everything_is_named(tmp_path):
     assert "/secret" not in text and CARD not in text
 
 
-def test_its_config_is_read_back(tmp_path):
-    config = {"task": "icd", "objective": {"boundaries": "2", "note": "## Config\n\n```json\n"}}
+def test_its_record_is_read_back(tmp_path):
+    config = {"task": "icd", "objective": {"boundaries": "2", "note": "## Record\n\n```json\n"}}
     text = card(tmp_path, config=config)
     (tmp_path / CARD).write_text(text)
-    assert read_config(tmp_path) == config
-    for broken in ("an older card", text[:-9]):
+    assert read_record(tmp_path) == (config, {"teacher": "owner/name@abc", "teacher_hash": "0" * 64})
+    for broken in ("an older card", text[:-9], text.replace('"made_from"', '"made"')):
         (tmp_path / CARD).write_text(broken)
-        with pytest.raises(ValueError, match="README.md holds no config: export the run again"):
-            read_config(tmp_path)
+        with pytest.raises(ValueError, match="README.md holds no record of the run: export it again"):
+            read_record(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such card"):
-        read_config(tmp_path / "unet")
+        read_record(tmp_path / "unet")
 
 
 def test_what_is_not_known_is_said(tmp_path):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sdd_jax.config import validate
+from sdd_jax.config import to_plain, validate
 from sdd_jax.jobs.ccd.conditional import AdapterConfig, check_adapter, conditional_job, make_adapter
 from sdd_jax.jobs.ccd.data import DESCRIPTIONS, read_data
 from sdd_jax.jobs.frozen import weights_of, with_null_text
@@ -29,6 +29,9 @@ from sdd_jax.objectives.progressive import ProgressiveDistillation
 from sdd_jax.runs import open_run, read_config
 from sdd_jax.train import Job
 from sdd_jax.types import ModelBundle, Params
+
+INHERITED = ("model", "revision", "adapter", "condition")
+"""What a CM run's config leaves to the fine-tuned run's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,8 @@ def cm(config: ConfigDict) -> Job:
     if config.ema is None:
         raise ValueError("config.ema=None: the target network of CM is the parameters' average; give it a decay")
     validate({**config.objective, "model": None, "adapter": None}, ConsistencyDistillation, "config.objective")
-    data, condition = read_data({"data": config.data, "condition": read_config(start).get("condition", {})})
+    started = read_config(start)
+    data, condition = read_data({"data": config.data, "condition": started.get("condition", {})})
 
     tuned, params, _ = open_run(start)
     assert isinstance(tuned.objective, ConditionalDiffusion)
@@ -83,7 +87,9 @@ def cm(config: ConfigDict) -> Job:
     name = f"CM {DESCRIPTIONS[condition.task]}, data {data.path or data.source}, fine-tuned {start}"
     frozen = {**tuned.frozen, "teacher": phi}
     fingerprint = {**tuned.fingerprint, "start_hash": tree_hash(phi)}
-    return conditional_job(config, name, "CM", objective, frozen, data, condition, fingerprint)
+    job = conditional_job(config, name, "CM", objective, frozen, data, condition, fingerprint)
+    kept = to_plain(started)
+    return dataclasses.replace(job, inherited={key: kept[key] for key in INHERITED if key in kept})
 
 
 def gd(config: ConfigDict) -> Job:

@@ -7,10 +7,11 @@
     --protocol=editing     --model=DIR --method=p2p --data=PIE_BENCH --blend --clip=DIR
     --protocol=restoration --workdir=RUN --data=DEGRADED --reference=ORIGINALS --inception=W.pth
 
-`--exported=DIR` beside `--model=TEACHER` takes what `python -m sdd_jax.export` wrote of a run of CCD, fine-tuning or
-iCD. `--results=DIR` in place of a model measures pictures that something else made: of the same names as the samples'
-ids or images. `--benchmark=portraits` in place of CSV and data takes held-out portraits. Without weights for any
-measure, results are measured by PSNR and SSIM and, of the embedded world, by its own CLIP.
+`--exported=DIR` beside `--model=TEACHER` takes what `python -m sdd_jax.export` wrote of a run of CCD or its baselines,
+of iCD, or of a mapper of a generator's codes. `--results=DIR` in place of a model measures pictures that something else
+made: of the same names as the samples' ids or images. `--benchmark=portraits` in place of CSV and data takes held-out
+portraits. Without weights for any measure, results are measured by PSNR and SSIM and, of the embedded world, by its own
+CLIP.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from sdd_jax.config import to_plain
 from sdd_jax.data.decode import read_picture
 from sdd_jax.data.records import to_float
 from sdd_jax.diffusion.schedule import Schedule
@@ -36,19 +37,18 @@ from sdd_jax.jobs.editing.models import open_model
 from sdd_jax.jobs.editing.options import parse_options
 from sdd_jax.jobs.icd.job import generate
 from sdd_jax.jobs.protocols.exported import (
+    NETWORKS,
     exported_condition,
     exported_hash,
+    open_exported,
     open_exported_network,
-    open_exported_pair,
 )
 from sdd_jax.jobs.streams.captioned import prompt_ids
-from sdd_jax.models.card import read_config as read_card_config
+from sdd_jax.models.card import Record, read_record
 from sdd_jax.objectives.inputs import text_of
 from sdd_jax.runs import read_config
 from sdd_jax.sampling.generate import sample
 from sdd_jax.types import Frozen, ModelBundle
-
-CONDITIONAL = ("ccd", "finetune", "cm", "gd")
 
 
 class Maker(NamedTuple):
@@ -64,17 +64,17 @@ class Maker(NamedTuple):
 
 def make_maker(flags: argparse.Namespace) -> Maker:
     """The maker that a protocol's flags ask for; ValueError or FileNotFoundError where there is none."""
-    config = _config(flags)
-    if flags.protocol in ("generation", "restoration") and config.get("task", "") in CONDITIONAL:
-        return _conditional(flags, config)
+    record = _record(flags)
+    if flags.protocol in ("generation", "restoration") and record.config.get("task", "") in NETWORKS:
+        return _conditional(flags, record)
     if flags.protocol == "restoration":
         raise ValueError(
-            f"--protocol=restoration takes runs of {', '.join(CONDITIONAL)} (--workdir), what was exported of such "
+            f"--protocol=restoration takes runs of {', '.join(NETWORKS)} (--workdir), what was exported of such "
             "(--exported), or pictures made before (--results)"
         )
     if flags.method and flags.method not in METHODS:
         raise ValueError(f"--method={flags.method} is no editing method; use {', '.join(METHODS)}")
-    model, frozen = open_exported_pair(flags, config) if flags.exported else open_model(flags)
+    model, frozen = open_exported(flags, record) if flags.exported else open_model(flags)
     return (_generator if flags.protocol == "generation" else _editor)(flags, model, frozen, _side(flags, model))
 
 
@@ -139,15 +139,15 @@ def _editor(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, size:
     return Maker(_name(flags, model), {"size": size, "batch": flags.batch}, make)
 
 
-def _conditional(flags: argparse.Namespace, config: Mapping[str, Any]) -> Maker:
+def _conditional(flags: argparse.Namespace, record: Record) -> Maker:
     """A model of CCD or of its baselines; a degraded image is stretched as the original that it is compared with."""
     wanted = "superres" if flags.protocol == "restoration" else "none"
-    section = exported_condition(flags, config) if flags.exported else condition_of(flags.workdir)
+    section = exported_condition(record) if flags.exported else condition_of(flags.workdir)
     found = section.get("task", "superres")
     if found != wanted:
         where = f"--exported={flags.exported}" if flags.exported else f"--workdir={flags.workdir}"
         raise ValueError(f"{where} has the condition {found!r}: {flags.protocol} takes {wanted!r} runs")
-    opened = open_exported_network(flags, config) if flags.exported else open_runs([flags.workdir], [])
+    opened = open_exported_network(flags, record) if flags.exported else open_runs([flags.workdir], [])
     objective, params, frozen = opened
     start = default_start(ConditionConfig(task=found))
     model, sampler = objective.model, make_sampler(objective, start=start)
@@ -171,11 +171,11 @@ def read_square(item: Item, size: int) -> np.ndarray:
     return to_float(np.asarray(picture))
 
 
-def _config(flags: argparse.Namespace) -> Mapping[str, Any]:
-    """The config of a run or of what was exported of one; {} of a model."""
+def _record(flags: argparse.Namespace) -> Record:
+    """The config of a run, and of what was exported of one its origins too; nothing of a model."""
     if flags.exported:
-        return read_card_config(flags.exported)
-    return {} if flags.workdir is None else read_config(flags.workdir)
+        return read_record(flags.exported)
+    return Record({} if flags.workdir is None else to_plain(read_config(flags.workdir)), {})
 
 
 def _side(flags: argparse.Namespace, model: ModelBundle) -> int:

@@ -40,16 +40,20 @@ def manipulate(request: EditRequest) -> EditResult:
 
 
 def editing_model(job: Job, params: Params) -> tuple[ModelBundle, Frozen]:
-    """A run as `jobs.editing.methods` takes it: the teacher, with the parameters under `frozen['manipulator']`."""
+    """A run as `jobs.editing.methods` takes it."""
     assert isinstance(job.objective, SDD | CLIPGuidance)
     manipulator = job.objective.manipulator
     assert isinstance(manipulator, LatentManipulator | StyleManipulator)
+    return manipulating_model(manipulator, job.frozen, params)
+
+
+def manipulating_model(
+    manipulator: LatentManipulator | StyleManipulator, frozen: Frozen, params: Params
+) -> tuple[ModelBundle, Frozen]:
+    """A manipulator as `edit` takes it: the teacher, with the parameters under `frozen['manipulator']`."""
     described = {"edit": make_editor(manipulator), "evaluations": evaluations_of(manipulator)}
-    model = manipulator.model
-    return dataclasses.replace(model, configs={**model.configs, "manipulator": described}), {
-        **job.frozen,
-        "manipulator": params,
-    }
+    configs = {**manipulator.model.configs, "manipulator": described}
+    return dataclasses.replace(manipulator.model, configs=configs), {**frozen, "manipulator": params}
 
 
 def evaluations_of(manipulator: Manipulator) -> float:
