@@ -59,7 +59,7 @@ class Run(NamedTuple):
 RUNS = (
     Run("plain", 32, torch=True),
     Run("ccd", 32, torch=True),
-    Run("icd", 16),
+    Run("icd", 16, torch=True),
     Run("plain", 32, attention="xla"),
     Run("plain", 32, remat="dots"),
     Run("plain", 64),

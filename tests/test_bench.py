@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import tiny as tiny_models
 import toy_job
 
 from sdd_jax import bench
@@ -69,6 +70,19 @@ def test_the_training_steps_first_loss_is_pytorchs(run, tiny_world):
     assert figures["peak_bytes"] is None
     forward = unet_flops(read_configs(str(tiny_world))["unet"], 16, 16, 40).total
     assert 4 * forward < figures["flops_per_sample"] < 8 * forward
+
+
+def test_icds_first_loss_is_pytorchs(run, tiny_world, tmp_path):
+    """Its reverse model in full training: 5F, the teacher frozen, no average."""
+    world = tiny_models.make_variant(tiny_world, tmp_path / "student", time_cond_proj_dim=512)
+    shrink = ["data.count=4", "batch_size=3", "compile_cache=", "ema=None", f"teacher.model={world}"]
+    config = ROOT / "configs" / "icd.py"
+    flags = [f"--config={config}:stage2,reverse,full", *(f"--config.{item}" for item in shrink), "--precomputed"]
+    status, figures, _, error = run(*flags, "--against=torch")
+    assert status == 0, error
+    assert figures["torch"]["difference"] < 1e-4
+    forward = unet_flops(read_configs(str(world))["unet"], 16, 16, 40).total
+    assert figures["flops_per_sample"] == pytest.approx(5 * forward, rel=0.05)
 
 
 def test_plain_training_too_and_remat_does_not_count(run, tiny_world):

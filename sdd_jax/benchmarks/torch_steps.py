@@ -22,6 +22,8 @@ from sdd_jax.training.optim import OptimizerConfig
 
 Tensors = dict[str, torch.Tensor]
 Network = Callable[..., Any]
+Parts = tuple[str, Mapping[str, Any], Any]
+"""A network: diffusers' class, its config, our parameters."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -46,22 +48,26 @@ def make_forward(
 
 
 def make_training_step(
-    networks: Mapping[str, tuple[str, Mapping[str, Any], Any]],
+    networks: Mapping[str, Parts],
     draws: Mapping[str, ArrayLike],
     loss: Callable[[Mapping[str, Network], Mapping[str, Network], Tensors], torch.Tensor],
     *,
+    frozen: Mapping[str, Parts],
     optimizer: OptimizerConfig,
-    ema_decay: float,
+    ema_decay: float | None,
     half: bool,
     compiled: bool,
 ) -> Callable[[], np.ndarray]:
     """Returns a function that runs one training step and waits -> its loss.
 
-    networks: name -> (diffusers class, its config, our parameters); all are trained. loss: (online, target, draws) ->
-    scalar, the networks by name, the target their average.
+    networks: those that are trained. ema_decay: of their average; None keeps none. frozen: other networks, under names
+    of their own. loss: (online, fixed, draws) -> scalar, the networks by name, fixed the averages and the frozen ones.
     """
     online = torch.nn.ModuleDict({name: network(*parts) for name, parts in networks.items()})
-    target = copy.deepcopy(online).requires_grad_(False)
+    average = torch.nn.ModuleDict() if ema_decay is None else copy.deepcopy(online)
+    dtype = torch.bfloat16 if half else torch.float32
+    others = {name: network(*parts).to(dtype) for name, parts in frozen.items()}
+    fixed = torch.nn.ModuleDict({**average, **others}).requires_grad_(False)
     decayed = [p for p in online.parameters() if p.ndim > 1]
     kept = [p for p in online.parameters() if p.ndim <= 1]
     adam = torch.optim.AdamW(
@@ -72,34 +78,35 @@ def make_training_step(
         fused=DEVICE == "cuda",
     )
     given = tensors(draws)
-    call_online, call_target = (
+    call_online, call_fixed = (
         {name: torch.compile(module) if compiled else module for name, module in modules.items()}
-        for modules in (online, target)
+        for modules in (online, fixed)
     )
 
     def step() -> np.ndarray:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
-            value = loss(call_online, call_target, given)
+            value = loss(call_online, call_fixed, given)
         value.backward()
         if optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(online.parameters(), optimizer.clip_norm)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - ema_decay)
+        if ema_decay is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1 - ema_decay)
         synchronize()
         return np.asarray(value.detach().cpu())
 
     return step
 
 
-def plain_loss(online: Mapping[str, Network], target: Mapping[str, Network], d: Tensors) -> torch.Tensor:
+def plain_loss(online: Mapping[str, Network], fixed: Mapping[str, Network], d: Tensors) -> torch.Tensor:
     """Plain diffusion: draws z_t, t, context, and `truth`, what the network regresses."""
     prediction = online["unet"](d["z_t"], d["t"], encoder_hidden_states=d["context"]).sample.float()
     return ((d["truth"] - prediction) ** 2).mean()
 
 
-def ccd_loss(online: Mapping[str, Network], target: Mapping[str, Network], d: Tensors) -> torch.Tensor:
+def ccd_loss(online: Mapping[str, Network], fixed: Mapping[str, Network], d: Tensors) -> torch.Tensor:
     """CCD (eq. 11), ControlNet and an eps-predicting teacher, of draws x, eps, z_t, t, s, levels, context, hint."""
 
     def predict(networks: Mapping[str, Network], z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -112,8 +119,24 @@ def ccd_loss(online: Mapping[str, Network], target: Mapping[str, Network], d: Te
     x_hat = (d["z_t"] - d["sigma_t"] * eps_hat) / d["alpha_t"]
     with torch.no_grad():
         z_s = d["alpha_s"] * x_hat + d["sigma_s"] * d["eps"]
-        eps_target = predict(target, z_s, d["s"])
+        eps_target = predict(fixed, z_s, d["s"])
     return ((eps_target - eps_hat) ** 2).mean() + ((d["x"] - x_hat) ** 2).mean()
+
+
+def icd_loss(online: Mapping[str, Network], fixed: Mapping[str, Network], d: Tensors) -> torch.Tensor:
+    """iCD's L_CD, an eps-predicting teacher, of draws z, t (then t_solver, s), w and their levels, context."""
+
+    def jump(unet: Network, z: torch.Tensor, start: str, end: str) -> torch.Tensor:
+        eps = unet(z, d[start], encoder_hidden_states=d["context"], timestep_cond=d["w"]).sample.float()
+        x0 = (z - d[f"sigma_{start}"] * eps) / d[f"alpha_{start}"]
+        return d[f"alpha_{end}"] * x0 + d[f"sigma_{end}"] * eps
+
+    with torch.no_grad():
+        z_solver = jump(fixed["teacher"], d["z"], "t", "t_solver")
+        arrived = (d["t_solver"] == d["s"])[:, None, None, None]
+        target = torch.where(arrived, z_solver, jump(online["unet"], z_solver, "t_solver", "s"))
+    squared = (jump(online["unet"], d["z"], "t", "s") - target) ** 2
+    return (squared / (torch.sqrt(squared + 1e-6) + 1e-3)).mean()
 
 
 def network(kind: str, config: Mapping[str, Any], params: Any) -> torch.nn.Module:

@@ -15,10 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdd_jax.diffusion.schedule import Schedule, add_noise
+from sdd_jax.diffusion.distances import pseudo_huber
+from sdd_jax.diffusion.guidance import guidance_embedding
+from sdd_jax.diffusion.schedule import Level, Schedule, add_noise
+from sdd_jax.diffusion.timegrid import reverse_target
 from sdd_jax.models.adapters import ControlNetAdapter
 from sdd_jax.objectives.ccd import CCD
 from sdd_jax.objectives.diffusion import TARGETS, Diffusion
+from sdd_jax.objectives.icd import ICD
 from sdd_jax.objectives.inputs import latents_of
 from sdd_jax.train import Job, engine_config
 from sdd_jax.types import Batch, Frozen, Params
@@ -38,19 +42,22 @@ def check_torch() -> None:
 def check_twin(job: Job, batch: Mapping[str, Any]) -> None:
     """Raises ValueError for a job without a twin.
 
-    There is one for plain diffusion and for CCD as published: ControlNet, full training, squared distances, an
-    eps-predicting teacher with one text encoder; both with AdamW and an average, without accumulation.
+    There is one for plain diffusion, for CCD as published (ControlNet, full training, squared distances) and for iCD's
+    reverse model alone in full training; all of eps-predicting teachers with one text encoder, with AdamW, without
+    accumulation; CCD with an average, whose predictions it learns from.
     """
     engine, method = engine_config(job.config), job.objective
-    known = isinstance(method, CCD) and _is_published(method)
+    known = isinstance(method, CCD) and _is_published(method) and engine.ema is not None
     known = known or (isinstance(method, Diffusion) and method.min_snr_gamma is None)
-    usual = engine.ema is not None and not engine.ema_warmup and engine.accumulate == 1
+    known = known or (isinstance(method, ICD) and _is_reverse_alone(method))
+    usual = not engine.ema_warmup and engine.accumulate == 1
     fits = known and usual and "pooled" not in batch and {"moments", "context"} <= set(batch)
     if not fits or engine.optimizer.name != "adamw":
         remedy = "; set config.optimizer.name=adamw" if fits else ""
         raise ValueError(
-            f"--against=torch: there is no PyTorch twin of {job.name}; there is one of plain diffusion and of full CCD "
-            f"training with a ControlNet as published, with adamw, an average and no accumulation{remedy}"
+            f"--against=torch: there is no PyTorch twin of {job.name}; there is one of plain diffusion, of full CCD "
+            "training with a ControlNet and an average as published, and of full training of iCD's reverse model, all "
+            f"with adamw and without accumulation{remedy}"
         )
 
 
@@ -61,19 +68,21 @@ def training_twin(job: Job, params: Params, batch: Batch, half: bool) -> MakeTwi
     """
     check_twin(job, batch)
     engine, method = engine_config(job.config), job.objective
-    networks: dict[str, tuple[str, Mapping[str, Any], Params]] = {}
-    draw: Callable[..., Draws] = _draw_plain
+    assert isinstance(method, (CCD, Diffusion, ICD))
+    name, draw = next((name, draw) for kind, (name, draw) in _TWINS.items() if isinstance(method, kind))
+    unet = "UNet2DConditionModel", method.model.configs["unet"]
+    trained = params["reverse"] if isinstance(method, ICD) else params["unet"]
+    networks: dict[str, tuple[str, Mapping[str, Any], Params]] = {"unet": (*unet, trained)}
+    frozen: dict[str, tuple[str, Mapping[str, Any], Params]] = {}
     if isinstance(method, CCD):
         assert isinstance(method.adapter, ControlNetAdapter)
         networks["controlnet"] = ("ControlNetModel", method.adapter.config, params["adapter"]["controlnet"])
-        draw = _draw_ccd
-    assert isinstance(method, (CCD, Diffusion)) and engine.ema is not None
-    networks["unet"] = ("UNet2DConditionModel", method.model.configs["unet"], params["unet"])
+    if isinstance(method, ICD):
+        frozen["teacher"] = (*unet, job.frozen["teacher"]["unet"])
     phase_key = jax.random.fold_in(jax.random.fold_in(jax.random.split(jax.random.key(engine.seed))[1], 0), 0)
     keys = jax.random.fold_in(phase_key, 1), jax.random.fold_in(phase_key, 0)
     readable: Frozen = {name: value for name, value in job.frozen.items() if name != "teacher"}
-    draws = {name: np.asarray(x) for name, x in jax.jit(lambda *a: draw(method, *a))(readable, batch, *keys).items()}
-    decay = engine.ema
+    draws = {key: np.asarray(x) for key, x in jax.jit(lambda *a: draw(method, *a))(readable, batch, *keys).items()}
 
     def make(compiled: bool) -> TwinStep:
         from sdd_jax.benchmarks import torch_steps
@@ -81,9 +90,10 @@ def training_twin(job: Job, params: Params, batch: Batch, half: bool) -> MakeTwi
         return torch_steps.make_training_step(
             networks,
             draws,
-            torch_steps.ccd_loss if isinstance(method, CCD) else torch_steps.plain_loss,
+            getattr(torch_steps, name),
+            frozen=frozen,
             optimizer=engine.optimizer,
-            ema_decay=decay,
+            ema_decay=engine.ema,
             half=half,
             compiled=compiled,
         )
@@ -100,15 +110,21 @@ def _is_published(method: CCD) -> bool:
     return all(getattr(method, field.name) == field.default for field in fields)
 
 
+def _is_reverse_alone(method: ICD) -> bool:
+    """Whether L_CD is all there is, of two full networks that predict eps."""
+    is_published = method.distance is pseudo_huber and method.model.prediction == "eps"
+    return is_published and method.lora is None and set(method.terms) == {"reverse_cd"}
+
+
 def _draw_ccd(method: CCD, frozen: Frozen, batch: Batch, rng: jax.Array, step_rng: jax.Array) -> Draws:
     latents_rng, time_rng, noise_rng = jax.random.split(rng, 3)
     x = latents_of(method.model, frozen, batch, latents_rng)
     eps = jax.random.normal(noise_rng, x.shape)
     t, s = method.draw_times(step_rng if method.shared_time else time_rng, x.shape[0])
-    at_t, at_s = (Schedule(method.model.alphas_cumprod).at(time) for time in (t, s))
-    levels = {"alpha_t": at_t.alpha, "sigma_t": at_t.sigma, "alpha_s": at_s.alpha, "sigma_s": at_s.sigma}
+    schedule = Schedule(method.model.alphas_cumprod)
+    levels = _levels(t=schedule.at(t), s=schedule.at(s))
     hint = method.adapter.prepare(frozen, batch["condition"])
-    z_t = add_noise(x, eps, at_t)
+    z_t = add_noise(x, eps, schedule.at(t))
     return {"x": x, "eps": eps, "z_t": z_t, "t": t, "s": s, **levels, "context": batch["context"], "hint": hint}
 
 
@@ -123,3 +139,29 @@ def _draw_plain(method: Diffusion, frozen: Frozen, batch: Batch, rng: jax.Array,
     level, eps = schedule.at(t), jax.random.normal(noise_rng, x.shape)
     truth = TARGETS[method.model.prediction](x, eps, level)
     return {"z_t": add_noise(x, eps, level), "t": t, "context": context, "truth": truth}
+
+
+def _draw_icd(method: ICD, frozen: Frozen, batch: Batch, rng: jax.Array, step_rng: jax.Array) -> Draws:
+    latents_rng, term_rng = jax.random.split(rng)
+    time_rng, noise_rng, scale_rng = jax.random.split(term_rng, 3)
+    x = latents_of(method.model, frozen, batch, latents_rng)
+    t = jax.random.choice(time_rng, jnp.asarray(method.grid), x.shape[:1])
+    w = jax.random.choice(scale_rng, jnp.asarray(method.scales, jnp.float32), x.shape[:1])
+    t_solver, s = reverse_target(t, method.boundaries.reverse, int(method.grid[1] - method.grid[0]))
+    schedule, times = Schedule(method.model.alphas_cumprod), {"t": t, "t_solver": t_solver, "s": s}
+    levels = _levels(**{name: schedule.at_boundary(time) for name, time in times.items()})
+    z = add_noise(x, jax.random.normal(noise_rng, x.shape), schedule.at(t))
+    embedded = guidance_embedding(w, method.embedding_dim)
+    return {"z": z, **times, **levels, "w": embedded, "context": batch["context"]}
+
+
+def _levels(**levels: Level) -> Draws:
+    return {f"{part}_{name}": value for name, level in levels.items() for part, value in level._asdict().items()}
+
+
+_TWINS: dict[type, tuple[str, Callable[..., Draws]]] = {
+    CCD: ("ccd_loss", _draw_ccd),
+    Diffusion: ("plain_loss", _draw_plain),
+    ICD: ("icd_loss", _draw_icd),
+}
+"""By objective: the loss in `torch_steps`, and what it draws."""
