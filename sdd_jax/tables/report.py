@@ -141,7 +141,7 @@ def markdown(
         why = f"not run: {row.not_run or problems.get(row.name, 'not yet')}" if not result.values else ""
         if result.values and row.name in problems:
             why = f"incomplete: {problems[row.name]}"
-        lines.append(_line([row.name, *cells, runs, " ".join(part for part in (why, row.note) if part)]))
+        lines.append(_line([row.name, *cells, runs, "; ".join(part for part in (why, row.note) if part)]))
     devices = sorted({device for result in measured for device in result.devices})
     lines += [
         "",
