@@ -109,8 +109,8 @@ def open_pictures(config: ConfigDict) -> Pictures:
     spec, keep = None, False
     if config.data.get("source") == "latents":
         raise ValueError("config.data.source='latents' is what precompute makes: name the pictures to make them of")
-    if "adapter" in config:
-        data, condition = read_data(config)
+    if "degradation" in config.data:
+        data, condition = read_data({"data": config.data, "condition": config.get("condition", {"task": "none"})})
         if condition.task in PAIRED:
             raise ValueError(
                 f"config.condition.task={condition.task!r} reads a second picture, which records do not hold"

@@ -117,17 +117,6 @@ def test_options_are_numbers_or_words():
     assert edit.parse_options(texts) == want
 
 
-@pytest.fixture
-def one_line(capsys):
-    def call(*arguments):
-        assert edit.main([str(argument) for argument in arguments]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("error: ") and err.count("\n") == 1, err
-        return err
-
-    return call
-
-
 def test_mistakes(one_line, tiny_world, pictures, tmp_path):
     picture = ["--image", pictures / "a.png", "--target", "a dog"]
     where = [f"--model={tiny_world}", f"--out={tmp_path / 'out.png'}"]
@@ -149,7 +138,7 @@ def test_mistakes(one_line, tiny_world, pictures, tmp_path):
         (["--method=ddib", "--benchmark=portraits", "--samples=0"], "--samples=0, --batch=16: ask for at least one"),
     ]
     for arguments, message in cases:
-        assert message in one_line(*arguments, *where), message
+        assert message in one_line(edit, *arguments, *where), message
     assert not (tmp_path / "out.png").exists()
-    line = one_line("--method=p2p", *picture, f"--workdir={tmp_path}", where[1])
+    line = one_line(edit, "--method=p2p", *picture, f"--workdir={tmp_path}", where[1])
     assert "holds no run" in line

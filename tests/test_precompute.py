@@ -223,3 +223,15 @@ def test_pictures_from_disk_are_sharpened_where_the_degradation_does(tiny_world,
     assert pictures.settings["pictures"] and pictures.settings["path"] == str(folder)
     rng = np.random.default_rng(0)
     assert [pictures.caption(pictures.source[i], rng) for i in range(2)] == ["", "a smiling lion"]
+
+
+@pytest.mark.parametrize("spec", ["gd.py:debug", "gd.py:sd15,debug", "icd.py:debug"])
+def test_jobs_without_a_condition_keep_no_pictures(spec, tmp_path, array_cache):
+    """GD has CCD's data section and no adapter."""
+    folder = ["data.source=folder", f"data.path={tmp_path}"] if "sd15" in spec else ["data.count=3"]
+    if folder[0] == "data.source=folder":
+        Image.fromarray(portraits.image(0)).save(tmp_path / "0.png")
+    config = load_config(str(CONFIG.with_name(spec)), folder, defaults_of(EngineConfig), IMAGE_OPTIONS)
+    pictures = command.open_pictures(config)
+    assert not pictures.settings["pictures"] and pictures.settings["sharpening"] is None
+    assert len(pictures.source) == (1 if "sd15" in spec else 3)
