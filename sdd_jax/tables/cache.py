@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from sdd_jax.config import defaults_of, flatten, load_config, to_plain
 from sdd_jax.data.cache import renderer_hash
+from sdd_jax.jobs.world.style import FOLDER as STYLE
 from sdd_jax.models.hub import PORTRAITS, content_hash
 from sdd_jax.tables.types import Row, Training
 from sdd_jax.train import EngineConfig, engine_config
@@ -34,6 +35,7 @@ _NOT_THE_RESULT = (
     "profile_step", "profile_steps", "mesh",
 )  # fmt: skip
 _WEIGHTS = ("model", "world")
+_GENERATOR = "manipulator.generator"
 
 
 class Cache:
@@ -75,8 +77,11 @@ class Cache:
         }
         weights = {}
         for name in _WEIGHTS:
-            directory = PORTRAITS if config.get(name) == "portraits" else Path(str(config.get(name)))
-            weights[name] = _directory_hash(directory) if directory.is_dir() else ""
+            directory = _world(config.get(name))
+            weights[name] = _world_hash(directory) if directory.is_dir() else ""
+        style = _world(config.get(_GENERATOR)) / STYLE
+        if _GENERATOR in config and style.is_dir():
+            weights[_GENERATOR] = _directory_hash(style)
         return _hash({"config": kept, "weights": weights, "renderer": renderer_hash(), "revision": training.revision})
 
     def _overrides(self, training: Training, seed: int) -> list[str]:
@@ -125,7 +130,7 @@ class Cache:
                 "options": to_plain(row.options),
                 "seed": sampling_seed,
                 "revision": row.revision,
-                "world": _directory_hash(PORTRAITS),
+                "world": _world_hash(PORTRAITS),
                 "renderer": renderer_hash(),
             }
         )
@@ -166,8 +171,18 @@ def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _world(name: object) -> Path:
+    return PORTRAITS if name == "portraits" else Path(str(name))
+
+
+def _world_hash(world: Path) -> str:
+    """Of all but the style generator, which only mappers of its codes read."""
+    return _directory_hash(world, without=STYLE)
+
+
 @functools.cache
-def _directory_hash(directory: Path) -> str:
+def _directory_hash(directory: Path, without: str = "") -> str:
     kinds = (".safetensors", ".msgpack", ".json", ".txt")
     files = [path for path in directory.rglob("*") if path.suffix in kinds and path.is_file()]
-    return content_hash(files, directory)
+    kept = [path for path in files if path.relative_to(directory).parts[0] != without]
+    return content_hash(kept, directory)

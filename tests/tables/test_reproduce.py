@@ -1,5 +1,6 @@
 """A table of toy rows, trained, stopped, resumed and written; and what the command says to mistakes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,10 +14,12 @@ import toy_table
 from PIL import Image
 
 from sdd_jax import reproduce, tables
+from sdd_jax.tables import cache as cache_module
 from sdd_jax.tables import measure, report, run
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.children import Children, Failed, Stopped, locked
 from sdd_jax.tables.run import Measure, Train, tasks
+from sdd_jax.tables.types import Training
 
 TESTS = Path(__file__).parents[1]
 
@@ -190,6 +193,38 @@ def test_keys_follow_what_is_computed(table, cache, tmp_path):
     task = Train(training=taught.training, seed=0, row=taught)
     with pytest.raises(Failed, match="changed while the table was running"):
         run._train(task, cache, Children())
+
+
+def test_the_style_generator_is_in_the_keys_of_its_mappers_alone(table, tmp_path, monkeypatch):
+    """Shipping it, or another one, leaves everything else measured."""
+    world = tmp_path / "world"
+    world.mkdir()
+    (world / "config.json").write_text("{}")
+    monkeypatch.setattr(cache_module, "PORTRAITS", world)
+    config = Path(table.rows[0].training.config)
+    text = config.read_text().replace("return config", 'config.model = "portraits"\n    return config')
+    config.write_text(text)
+    mapper = config.with_name("mapper.py")
+    mapper.write_text(
+        text.replace("return config", 'config.manipulator = {"generator": "portraits"}\n    return config')
+    )
+
+    def keys():
+        cache_module._directory_hash.cache_clear()
+        cache = Cache(tmp_path / "cache")
+        row = dataclasses.replace(table.rows[0], training=Training(config=str(config)))
+        return cache.evaluation_key(row, 0, 0), cache.key(Training(config=str(mapper)), 0)
+
+    before = keys()
+    (world / "style").mkdir()
+    (world / "style" / "generator.safetensors").write_text("weights")
+    with_style = keys()
+    (world / "style" / "generator.safetensors").write_text("others")
+    with_another = keys()
+    assert before[0] == with_style[0] == with_another[0]
+    assert len({before[1], with_style[1], with_another[1]}) == 3
+    (world / "config.json").write_text('{"changed": true}')
+    assert keys()[0] != before[0]
 
 
 def test_a_stop_saves_and_the_same_call_goes_on(table, cache, tmp_path, monkeypatch):
