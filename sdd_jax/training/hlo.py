@@ -4,7 +4,8 @@ A collective inside a loop counts as often as the loop runs: `known_trip_count`,
 constant N of a condition `i < N`, as counted loops have it. One inside a branch counts once. Bytes are those of the
 result on each device: of an all-gather the whole, of a reduce-scatter the part that a device keeps. The asynchronous
 form (`-start`, `-done`) is one collective. TPU writes a reduce-scatter as a fusion `all-reduce-scatter` around an
-all-reduce; it is counted as what it does.
+all-reduce; it is counted as what it does. It also spreads an asynchronous collective over several fusions, start, what
+runs beside it, and done, each of which holds it under the same `chain_id`: one collective too.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> (.*) \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r" constant\((\d+)\)")
 _ARRAY = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+
+
+_Counts = collections.Counter[tuple[str, str]]
 
 
 class Traffic(NamedTuple):
@@ -43,12 +48,12 @@ def collectives(hlo: str) -> dict[str, Traffic]:
     entry, results, bodies = _computations(hlo)
 
     @functools.cache
-    def total(name: str) -> collections.Counter[tuple[str, str]]:
-        found: collections.Counter[tuple[str, str]] = collections.Counter()
+    def total(name: str) -> tuple[_Counts, dict[str, tuple[str, int]]]:
+        """What a computation sends, and by chain_id (kind, bytes) of what it holds a piece of."""
+        found, pieces = _Counts(), dict[str, tuple[str, int]]()
         if name.startswith(FUSED_REDUCE_SCATTER):
-            found["reduce-scatter", "runs"] += 1
-            found["reduce-scatter", "bytes"] += sum(_array_bytes(results[name]))
-            return found
+            found.update({("reduce-scatter", "runs"): 1, ("reduce-scatter", "bytes"): sum(_array_bytes(results[name]))})
+            return found, pieces
         for line in bodies[name]:
             match = _INSTRUCTION.match(line)
             if match is None:
@@ -56,20 +61,36 @@ def collectives(hlo: str) -> dict[str, Traffic]:
             result, operation = match.groups()
             kind = operation.removesuffix("-start")
             if kind in KINDS:
-                found[kind, "runs"] += 1
-                found[kind, "bytes"] += _result_bytes(result, operation)
+                sent, chain = _result_bytes(result, operation), _CHAIN.search(line)
+                if chain:
+                    pieces[chain[1]] = kind, sent
+                else:
+                    found.update({(kind, "runs"): 1, (kind, "bytes"): sent})
                 continue
             times = _trip_count(line, bodies) if operation == "while" else 1
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
                 called += [branch.strip().lstrip("%") for branch in branches.split(",")]
             for callee in called:
-                for key, value in total(callee).items() if callee in bodies else ():
-                    found[key] += times * value
-        return found
+                inside, parts = total(callee) if callee in bodies else (_Counts(), {})
+                if operation == "fusion":
+                    pieces |= parts
+                else:
+                    inside = inside + _whole(parts)
+                found.update({key: times * value for key, value in inside.items()})
+        return found, pieces
 
-    counted = total(entry)
+    counts, pieces = total(entry)
+    counted = counts + _whole(pieces)
     return {kind: Traffic(counted[kind, "runs"], counted[kind, "bytes"]) for kind in KINDS if counted[kind, "runs"]}
+
+
+def _whole(pieces: Mapping[str, tuple[str, int]]) -> _Counts:
+    """Each chain of pieces as the one collective that it is."""
+    found = _Counts()
+    for kind, sent in pieces.values():
+        found.update({(kind, "runs"): 1, (kind, "bytes"): sent})
+    return found
 
 
 def _computations(hlo: str) -> tuple[str, dict[str, str], dict[str, list[str]]]:

@@ -105,6 +105,46 @@ def test_the_spellings_of_tpu():
     }
 
 
+_CHAIN = """HloModule jit_step, is_scheduled=true
+
+%start_of (p: bf16[4]) -> bf16[16] {
+  ROOT %all-gather.1 = bf16[16]{0:T(128)} all-gather(%p), channel_id=5, frontend_attributes={chain_id="7"}
+}
+
+%beside (p: bf16[4]) -> bf16[16] {
+  %all-gather.2 = bf16[16]{0:T(128)} all-gather(%p), channel_id=5, frontend_attributes={chain_id="7"}
+  ROOT %product = bf16[16]{0:T(128)} multiply(%q, %q)
+}
+
+%done_of (p: bf16[4]) -> bf16[16] {
+  ROOT %all-gather.3 = bf16[16]{0:T(128)} all-gather(%p), channel_id=5, frontend_attributes={chain_id="7"}
+}
+
+%body (s: (s32[], bf16[4])) -> (s32[], bf16[4]) {
+  %s.2 = bf16[16]{0:T(128)} fusion(%x), kind=kCustom, calls=%start_of
+  %b.2 = bf16[16]{0:T(128)} fusion(%s.2), kind=kCustom, calls=%beside
+  %d.2 = bf16[16]{0:T(128)} fusion(%b.2), kind=kCustom, calls=%done_of
+  %other = bf16[8]{0:T(128)} all-gather(%x), channel_id=6
+  ROOT %t = (s32[]{:T(128)}, bf16[4]{0:T(128)}) tuple(%i, %x)
+}
+
+%condition (s: (s32[], bf16[4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
+
+ENTRY %main.5 (p0: bf16[4]) -> bf16[16] {
+  %w = (s32[]{:T(128)}, bf16[4]{0:T(128)}) while(%init), condition=%condition, body=%body
+  ROOT %last = bf16[16]{0:T(128)} fusion(%p0), kind=kCustom, calls=%start_of
+}
+"""
+
+
+def test_a_collective_spread_over_fusions_is_one():
+    """Three times in a loop, beside one that is whole, and once outside."""
+    assert collectives(_CHAIN) == {"all-gather": Traffic(3 + 3 + 1, 2 * (3 * (16 + 8) + 16))}
+
+
 def test_known_trip_counts_are_read():
     told = _TPU.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
     assert collectives(told)["all-gather"] == Traffic(3, 3 * 64 * 2)
