@@ -12,6 +12,7 @@
 | mu | the mu-mixing adapter of eq. 10 | |
 | t2i | a T2I-Adapter; with `adapter`, alone on a frozen UNet | |
 | sd15, sd21 | Stable Diffusion 1.5, 2.1 at 512 px on a folder: set config.data.path | one accelerator or more |
+| v5e | with sd15 or sd21, of 16 chips of TPU v5e: 16 samples each, in four microbatches | v5e:4x4 |
 | debug | any of them, shrunk to seconds, with AdamW | |
 
 Variants combine with commas: `configs/ccd_sr.py:sd15,adapter`. Measured on 128 held-out portraits:
@@ -27,7 +28,7 @@ import ml_collections
 
 from sdd_jax.config import variants_of
 
-VARIANTS = ("embedded", "double", "long", "adapter", "mu", "t2i", "sd15", "sd21", "debug")
+VARIANTS = ("embedded", "double", "long", "adapter", "mu", "t2i", "sd15", "sd21", "v5e", "debug")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -95,6 +96,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.data.count = 24_000
     if "sd15" in names or "sd21" in names:
         _stable_diffusion(config, "sd21" in names)
+    if "v5e" in names:
+        config.update(remat="block", accumulate=4, mesh=ml_collections.ConfigDict({"fsdp": 16}))
     if "adapter" in names:
         config.objective.train_unet = False
     for kind in ("mu", "t2i"):

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from sdd_jax.config import validate
 from sdd_jax.data.pipeline import Prefetch
+from sdd_jax.models.layers import gathering
 from sdd_jax.training import sharding
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training.metrics import Late, Mean, Progress, Writer
@@ -34,7 +35,7 @@ from sdd_jax.training.sharding import MeshConfig
 from sdd_jax.training.state import TrainState, create_state
 from sdd_jax.training.step import make_train_step
 from sdd_jax.training.workdir import hold_workdir
-from sdd_jax.types import Frozen, Objective, Params
+from sdd_jax.types import Frozen, Metrics, Objective, Params
 
 _log = logging.getLogger("sdd_jax")
 
@@ -168,12 +169,18 @@ def make_program(job: Job, mesh: Mesh) -> Program:
         ema_warmup=engine.ema_warmup,
         accumulate=engine.accumulate,
     )
+    gather = sharding.make_gather(mesh)
+
+    def train_step(*arguments: Any) -> tuple[TrainState, Metrics]:
+        with gathering(gather):
+            return step(*arguments)
+
     return Program(
         mesh=mesh,
         state=state,
         frozen=frozen,
         init=jax.jit(init, out_shardings=layout),
-        step=jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)), donate_argnums=0),
+        step=jax.jit(train_step, out_shardings=(layout, sharding.replicated(mesh)), donate_argnums=0),
         init_key=init_key,
         step_key=step_key,
     )

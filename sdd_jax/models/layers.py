@@ -8,14 +8,18 @@ them: `kernel` (HWIO, or `[in, out]`) and `bias` for convolutions and dense laye
                var = E[x^2] - E[x]^2, both in one pass, applied as one gain and offset per channel
     LayerNorm  y = (x - mean) / sqrt(var + eps) * scale_c + bias_c         over channels
 
-`matmul` is a product with its own backward pass, which needs no transposed copy.
+`matmul` is a product with its own backward pass, which needs no transposed copy. Kernels of products and convolutions
+go through `gathered`, where a program whose parameters are split over devices says how they come together.
 
 Kernels start uniform in +-1/sqrt(fan_in) (PyTorch's default for both kinds), biases at zero.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +32,24 @@ kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 PRODUCT = "product"
 
+Gather = Callable[[jax.Array], jax.Array]
+_gather: contextvars.ContextVar[Gather] = contextvars.ContextVar("gather", default=lambda kernel: kernel)
+
+
+@contextlib.contextmanager
+def gathering(gather: Gather) -> Iterator[None]:
+    """Within it, programs are traced whose products and convolutions read gather(kernel), in their compute dtype."""
+    token = _gather.set(gather)
+    try:
+        yield
+    finally:
+        _gather.reset(token)
+
+
+def gathered(kernel: jax.Array) -> jax.Array:
+    """The kernel as the program that is being traced brings it together; outside of `gathering` as it is."""
+    return _gather.get()(kernel)
+
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., i] @ kernel [i, o] -> [..., o], named PRODUCT for remat policies; reverse mode only.
@@ -35,7 +57,7 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     JAX's own gradient of the kernel is a transposed product, for which XLA's CPU compiler first transposes what comes
     from above; written as x^T g over flattened rows it reads both as they lie.
     """
-    return checkpoint_name(_matmul(x, kernel), PRODUCT)
+    return checkpoint_name(_matmul(x, gathered(kernel)), PRODUCT)
 
 
 @jax.custom_vjp
@@ -85,7 +107,7 @@ class Conv(nn.Module):
         half = self.kernel_size // 2
         out = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
-            kernel,
+            gathered(kernel),
             window_strides=(self.stride, self.stride),
             padding=self.padding or ((half, half), (half, half)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

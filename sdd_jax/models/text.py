@@ -27,6 +27,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdd_jax.models.layers import Dense
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -208,7 +210,7 @@ class MLP(nn.Module):
 
 def _dense(features: int, std: float, name: str, dtype: Any, bias: bool = True) -> nn.Dense:
     init = nn.initializers.normal(std)
-    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+    return Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
 def _norm(config: TextConfig, dtype: Any, name: str) -> nn.LayerNorm:

@@ -4,8 +4,11 @@
     params, optimiser, EMA, frozen     each leaf of at least `min_shard_size` elements split along its largest
                                        dimension that `fsdp` divides; smaller or indivisible leaves replicated
 
-The second rule reads shapes only, so a parameter, its moments, its EMA and its teacher's twin always land alike. XLA's
-partitioner does the rest: the same program runs on one device and on a pod.
+The second rule reads shapes only, so a parameter, its moments, its EMA and its teacher's twin always land alike. A
+split kernel comes together where a product or a convolution reads it (`make_gather`), layer by layer and in the compute
+dtype, and so does its gradient. Left alone, the partitioner for TPU also moves activations and cuts products into as
+many pieces as there are devices: twice the bytes in fifty times the messages, measured in docs/scale.md. All else is
+the partitioner's: the same program runs on one device and on a pod.
 
 Islands of fast network (a TPU slice, GPUs that share one, else a process's devices) decide the order of devices:
 `fsdp`, whose gathers are heavy, stays inside an island, and `data`, which only sums gradients, spans them.
@@ -16,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -97,6 +100,13 @@ def tree_shardings(tree: Any, mesh: Mesh, config: MeshConfig) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
 
     return jax.tree.map(rule, tree)
+
+
+def make_gather(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Returns kernel -> the kernel whole on every device, as its gradient is; for `models.layers.gathering`."""
+    if mesh.shape["fsdp"] == 1:
+        return lambda kernel: kernel
+    return lambda kernel: jax.lax.with_sharding_constraint(kernel, replicated(mesh))
 
 
 def shardings_of(tree: Any) -> Any:

@@ -21,7 +21,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import numpy as np
 import optax
 import sdd_jax.train as train
-from sdd_jax.benchmarks.workloads import abstract_program
+from sdd_jax.benchmarks.workloads import abstract_program, plain_job
 from sdd_jax.models.load import load
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training import sharding
@@ -71,6 +71,15 @@ for fsdp in (1, 8):
     kernels = (program.state.params["dense"], program.state.ema["dense"], program.frozen["teacher"])
     results[f"split {fsdp}"] = [list(kernel["kernel"].sharding.spec) for kernel in kernels]
 
+# what a UNet's step sends where its kernels are split
+mesh = make_mesh(sharding.MeshConfig(fsdp=4))
+job, batch = plain_job(sys.argv[2], batch_size=8, dtype="float32", engine={"mesh": {"fsdp": 4, "min_shard_size": 1024}})
+program, arguments = abstract_program(job, batch, mesh)
+results["traffic unet"] = collectives(program.step.trace(*arguments).lower().compile().as_text())
+results["split unet"] = sum(
+    4 * leaf.size for leaf in jax.tree.leaves(program.state.params) if any(leaf.sharding.spec)
+)
+
 # what the last run saved on 8 devices, on other topologies
 state = jax.tree.map(np.asarray, state)
 workdir = pathlib.Path(sys.argv[1]) / "1x8"
@@ -102,7 +111,7 @@ print(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tiny_world, tmp_path_factory):
     tests = Path(__file__).parents[1]
     environment = {
         **os.environ,
@@ -110,7 +119,7 @@ def results(tmp_path_factory):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
     }
-    command = [sys.executable, "-c", _SCRIPT, str(tmp_path_factory.mktemp("meshes"))]
+    command = [sys.executable, "-c", _SCRIPT, str(tmp_path_factory.mktemp("meshes")), str(tiny_world)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -136,6 +145,13 @@ def test_split_parameters_are_gathered(results):
     for accumulate in (1, 2):
         runs, gathered = results[f"traffic 8 {accumulate}"]["all-gather"]
         assert runs >= 3 and gathered >= 3 * 4 * WIDTH * WIDTH, "student, average and teacher"
+
+
+def test_a_unets_kernels_come_together_where_they_are_read_and_nothing_else_moves(results):
+    """Forward and backward; activations stay on the device of their samples."""
+    traffic = results["traffic unet"]
+    assert set(traffic) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert results["split unet"] <= traffic["all-gather"][1] <= 2.1 * results["split unet"]
 
 
 def test_a_teacher_lies_as_the_parameters_do(results):
