@@ -1,9 +1,9 @@
 """The training loop, read top to bottom: set up, restore or initialise, step, look, save.
 
 A `Job` says what is trained; the config's engine keys (`EngineConfig`) say how; `make_program` turns both into the
-jitted step, which `aot` and `bench` share. The run is a function of the config:
-the state after n steps is bitwise the same whether the process lived through all of them or was killed and restarted in
-between, on the same devices. What is written where is in `training.workdir`.
+jitted step, which `aot` and `bench` share. The run is a function of the config: the state after n steps is bitwise the
+same whether the process lived through all of them or was restarted in between, on the same devices. What is written
+where is in `training.workdir`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sdd_jax.training.sharding import MeshConfig
 from sdd_jax.training.state import TrainState, create_state
 from sdd_jax.training.step import make_train_step
 from sdd_jax.training.workdir import hold_workdir
-from sdd_jax.types import Frozen, Metrics, Objective, Params
+from sdd_jax.types import Frozen, Objective, Params
 
 _log = logging.getLogger("sdd_jax")
 
@@ -169,18 +169,13 @@ def make_program(job: Job, mesh: Mesh) -> Program:
         ema_warmup=engine.ema_warmup,
         accumulate=engine.accumulate,
     )
-    gather = sharding.make_gather(mesh)
-
-    def train_step(*arguments: Any) -> tuple[TrainState, Metrics]:
-        with gathering(gather):
-            return step(*arguments)
-
+    step = gathering(sharding.make_gather(mesh))(step)
     return Program(
         mesh=mesh,
         state=state,
         frozen=frozen,
         init=jax.jit(init, out_shardings=layout),
-        step=jax.jit(train_step, out_shardings=(layout, sharding.replicated(mesh)), donate_argnums=0),
+        step=jax.jit(step, out_shardings=(layout, sharding.replicated(mesh)), donate_argnums=0),
         init_key=init_key,
         step_key=step_key,
     )
