@@ -198,10 +198,8 @@ def run(job: Job, workdir: Path) -> TrainState:
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold_workdir(workdir, job.config, job.fingerprint))
         preemption = stack.enter_context(Preemption())
-        checkpoints = stack.enter_context(
-            Checkpoints(workdir, keep=engine.keep, config=job.config, fingerprint=job.fingerprint)
-        )
-
+        kept = Checkpoints(workdir, keep=engine.keep, config=job.config, fingerprint=job.fingerprint)
+        checkpoints = stack.enter_context(kept)
         frozen = sharding.place(job.frozen, sharding.shardings_of(program.frozen))
         state = checkpoints.restore(program.state)
         start = 0 if state is None else int(state.step)
