@@ -9,7 +9,7 @@
 | depth, edit, inpaint, canny | another condition; of a folder, depth and edit need config.condition.path | |
 | adapter | the adapter alone on a frozen UNet: ControlNet's own training | |
 | mu, t2i | another adapter | |
-| gd | the last stage of GD: trained on the student's 4 times; set config.teacher.workdir to its run | |
+| gd | the last stage of GD: on the student's 4 times, in x0 as it was distilled; set config.teacher.workdir | |
 | sd15, sd21 | Stable Diffusion 1.5, 2.1 at 512 px on a folder: set config.data.path | accelerators |
 | debug | any of them, shrunk to seconds | |
 
@@ -55,5 +55,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if "edit" in names:
         config.objective.caption_dropout = 0.05
     if "gd" in names:
-        config.objective.grid_steps = 4
+        config.objective.update(grid_steps=4, weighting="truncated_snr")
     return config

@@ -39,6 +39,12 @@ def test_a_baseline_differs_from_ccd_in_its_method_alone(spec, beside, differs):
     assert compared(own, other) == differs
 
 
+def test_the_last_stage_of_gd_is_weighed_as_its_rounds_are():
+    """And no other: a key that all had would be a choice in every fine-tuning."""
+    assert flat("finetune.py:gd")["objective.weighting"] == "truncated_snr"
+    assert "objective.weighting" not in flat("finetune.py") | flat("finetune.py:depth,adapter")
+
+
 def test_the_rounds_of_gd_are_one_run_of_ccd():
     steps = [flat(spec)["steps"] for spec in ("gd.py", "gd.py:halve", "ccd_sr.py", "finetune.py", "cm.py")]
     assert steps[0] + steps[1] == steps[2] == steps[3] == steps[4]

@@ -123,3 +123,8 @@ def half_log_snr(level: Level) -> jax.Array:
 def snr(level: Level) -> jax.Array:
     """alpha^2 / sigma^2 (eq. 4); inf at CLEAN."""
     return jnp.square(jnp.divide(level.alpha, level.sigma))
+
+
+def truncated_snr(level: Level) -> jax.Array:
+    """max(SNR, 1), f32[b]: the weight of x0's error that keeps the noisiest times (Salimans & Ho, 2022)."""
+    return jnp.maximum(snr(level).reshape(-1), 1.0)

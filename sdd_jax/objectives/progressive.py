@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from sdd_jax.diffusion.distances import l2
 from sdd_jax.diffusion.parameterization import predictor
-from sdd_jax.diffusion.schedule import CLEAN, Level, add_noise, snr
+from sdd_jax.diffusion.schedule import CLEAN, Level, add_noise, truncated_snr
 from sdd_jax.diffusion.timegrid import trailing_grid
 from sdd_jax.diffusion.transport import move
 from sdd_jax.objectives.inputs import latents_of, text_of
@@ -75,8 +75,10 @@ class ProgressiveDistillation(ConditionalNetwork):
 
         out = self.predict(params, frozen, hint, z_t, times[0], text)
         errors = l2(target, predictor(self.model.prediction).x0(out, z_t, at))
-        weight = jnp.maximum(snr(at).reshape(-1), 1.0)
-        return jnp.mean(weight * errors), {"mse": jnp.mean(errors), "reconstruction": jnp.mean(l2(x, target))}
+        return jnp.mean(truncated_snr(at) * errors), {
+            "mse": jnp.mean(errors),
+            "reconstruction": jnp.mean(l2(x, target)),
+        }
 
     def draw_times(self, rng: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
         """Draws the teacher's stops i32[k+1,b] from a student's time to its next, and whether that is CLEAN bool[b].

@@ -81,6 +81,31 @@ def test_the_loss_is_the_error_of_the_networks_own_prediction(batch, prediction)
     np.testing.assert_allclose(metrics["reconstruction"], np.mean((x - x_hat) ** 2), rtol=1e-3)
 
 
+def test_truncated_snr_weighs_the_error_of_x0(batch):
+    """eps's error e is x0's error (sigma / alpha) e: weighed by max(SNR, 1) it counts once where SNR > 1 and 1 / SNR
+    times below, 214 times at t = 999. A network that answers 0 has the error eps."""
+    seen = Recorder()
+
+    def silent(params, z, t, context, **rest):
+        return 0.0 * seen(params, z, t, context, **rest)
+
+    many = {name: jnp.tile(value, (8, *[1] * (value.ndim - 1))) for name, value in batch.items()}
+    losses = {}
+    for weighting in ("plain", "truncated_snr"):
+        method = ConditionalDiffusion(model=make_model(silent), adapter=Echo(), grid_steps=4, weighting=weighting)
+        losses[weighting], metrics = method.loss(PARAMS, FROZEN, many, jax.random.key(1), jnp.asarray(0))
+    z, t, _ = seen.calls[-1]
+    snr = ACP[t] / (1 - ACP[t])
+    assert set(t) == {999, 749, 499, 249} and 1 / snr[t == 999][0] == pytest.approx(213.6, rel=1e-2)
+    level = Schedule(ACP).at(jnp.asarray(t))
+    errors = np.mean(((z - level.alpha * many["image"]) / level.sigma) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(losses["plain"], errors.mean(), rtol=1e-4)
+    np.testing.assert_allclose(losses["truncated_snr"], np.mean(errors * np.maximum(1, 1 / snr)), rtol=1e-3)
+    np.testing.assert_allclose(metrics["reconstruction"], np.mean(errors / snr), rtol=1e-3)
+    with pytest.raises(ValueError, match="weighting='snr' is not known; use plain, truncated_snr"):
+        ConditionalDiffusion(model=make_model(), adapter=Echo(), weighting="snr")
+
+
 def test_times_are_those_of_the_grid(batch):
     many = {name: jnp.tile(value, (40, *[1] * (value.ndim - 1))) for name, value in batch.items()}
     for count in (4, 1000):
