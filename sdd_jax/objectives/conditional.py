@@ -52,11 +52,10 @@ WEIGHTINGS: dict[str, Callable[[jax.Array, jax.Array, Level], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionalDiffusion(ConditionalNetwork):
-    """The network and
+    """Plain denoising. Fields beside the network's:
 
-    Fields:
-        grid_steps: the number of trained times. caption_dropout: share of prompts that are emptied.
-        hint_weight: of `hint_error`. weighting: "plain" or "truncated_snr".
+    grid_steps: the number of trained times. caption_dropout: share of prompts that are emptied.
+    hint_weight: of `hint_error`. weighting: "plain" or "truncated_snr".
     """
 
     grid_steps: int = 1000
