@@ -55,6 +55,20 @@ def test_masks_hide_a_fair_share_and_vary():
     np.testing.assert_array_equal(masks[5], random_mask((48, 64), rng(5)))
 
 
+def test_one_mask_of_a_portrait_in_four_is_one_of_its_parts(record):
+    """Which the renderer knows: every part that it has comes, and nothing beside or within it."""
+    masks = portraits.render(portraits.portrait(record["index"])).masks
+    parts = {name: mask > 0 for name, mask in masks.items() if 0 < (mask > 0).mean() <= 0.6}
+    assert {"hair", "eyes", "mouth"} <= set(parts)
+    made = [conditions.portrait_inpainting(record, rng(seed)).condition for seed in range(80)]
+    drawn = [[name for name, part in parts.items() if np.array_equal(part, one[..., 3] > 0)] for one in made]
+    assert {name for names in drawn for name in names} == set(parts)
+    assert 0.1 < np.mean([bool(names) for names in drawn]) < 0.4
+    np.testing.assert_array_equal(made[7], conditions.portrait_inpainting(record, rng(7)).condition)
+    of_files = [conditions.inpainting(record, rng(seed)).condition[..., 3] > 0 for seed in range(20)]
+    assert min(mask.mean() for mask in of_files) >= 0.1, "images on disk have no parts"
+
+
 def test_an_inpainting_condition_hides_and_gives_back_exactly(record):
     mask = random_mask((64, 64), rng())
     made = masked_image(record["image"], mask)

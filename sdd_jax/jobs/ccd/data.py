@@ -180,7 +180,7 @@ def _portrait_rows(
     makers: dict[str, Condition] = {
         "depth": conditions.portrait_depth(maps),
         "edit": conditions.portrait_edit,
-        "inpaint": conditions.inpainting,
+        "inpaint": conditions.portrait_inpainting,
         "canny": conditions.canny((condition.thresholds[0], condition.thresholds[1])),
         "none": conditions.no_condition,
     }
