@@ -6,6 +6,7 @@
 | `close(metric, a, b, margin=2)` | a and b differ by no more than the margin |
 | `not_worse(metric, a, b, better=...)` | a beats b or lies within the seeds' spread of it |
 | `beyond(metric, a, bound, better="higher")` | a is at least as good as the bound |
+| `reaches(metric, a, b, share=0.8)` | a is at least that share of b, where higher is better |
 | `closes(metric, a, worst, best, share=0.8)` | of the gap from worst to best, a closes that share or more |
 | `gap(metric, (a, b), (c, d), better=...)` | a's lead over b exceeds c's lead over d |
 | `monotone(metrics, a, better=...)` | along the list of metrics a only gets better |
@@ -110,6 +111,19 @@ def beyond(metric: str, row: str, bound: float, *, better: str) -> Check:
         )
 
     return Check((row,), decide)
+
+
+def reaches(metric: str, row: str, of: str, *, share: float) -> Check:
+    """The row's mean is at least `share` of the mean of the row `of`, say of a ceiling; higher is better."""
+
+    def decide(measured: Measured) -> Verdict:
+        value, whole = read(measured, row, metric), read(measured, of, metric)
+        bound = share * whole.mean
+        return Verdict(
+            value.mean >= bound, f"{metric}: {row} {value}, {of} {whole}, asked: {share:.0%} of it, {bound:.4g}"
+        )
+
+    return Check((row, of), decide)
 
 
 def gap(metric: str, wide: tuple[str, str], narrow: tuple[str, str], *, better: str, against: str = "") -> Check:

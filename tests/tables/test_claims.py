@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sdd_jax.tables.claims import beyond, close, closes, every, gap, judge, monotone, not_worse, order
+from sdd_jax.tables.claims import beyond, close, closes, every, gap, judge, monotone, not_worse, order, reaches
 from sdd_jax.tables.types import Claim, Row, Stat, Table, stat
 
 
@@ -44,6 +44,8 @@ def test_spread_is_between_trainings():
         (not_worse("m", "d", "a", better="lower"), True),  # within the spread
         (not_worse("m", "a", "b", better="lower"), True),
         (not_worse("m", "b", "a", better="lower"), False),
+        (reaches("m", "b", "c", share=0.6), True),
+        (reaches("m", "b", "c", share=0.7), False),
         (closes("m", "b", "c", "a", share=0.5), True),
         (closes("m", "b", "c", "a", share=0.6), False),
         (closes("m", "b", "a", "c", share=0.6, at_most=True), True),
