@@ -34,7 +34,7 @@ def make_grid(
     Args:
         rows: each [n, h, w, 3] or [n, h, w, 1], floats in [-1, 1] or uint8; n may differ, h and w may not.
         labels: one text a row, left of it; none: no margin.
-        columns: one text a column, above it.
+        columns: one text a column, above it, of one line or several.
 
     Raises:
         ValueError: images of different sizes, or a number of labels that is not the number of rows.
@@ -48,7 +48,9 @@ def make_grid(
     ((height, width),) = sizes
     font = ImageFont.load_default(size=max(9, min(16, height // 6)))
     left = max((round(font.getlength(label)) + 8 for label in labels), default=0)
-    top = round(font.getbbox("Ag")[3]) + 4 if columns else 0
+    line = round(font.getbbox("Ag")[3])
+    lines = max((column.count("\n") + 1 for column in columns), default=0)
+    top = lines * line + 4 if columns else 0
     count = max(len(array) for array in arrays)
     shape = (top + len(arrays) * (height + _GAP) - _GAP, left + count * (width + _GAP) - _GAP, 3)
     canvas = np.full(shape, _BACKGROUND, np.uint8)
@@ -63,7 +65,8 @@ def make_grid(
     for row, label in enumerate(labels):
         draw.text((4, top + row * (height + _GAP) + height // 2), label, fill=(0, 0, 0), font=font, anchor="lm")
     for column, text in enumerate(columns):
-        draw.text((left + column * (width + _GAP) + 2, 2), text, fill=(0, 0, 0), font=font)
+        for i, part in enumerate(text.split("\n")):
+            draw.text((left + column * (width + _GAP) + 2, 2 + i * line), part, fill=(0, 0, 0), font=font)
     return np.asarray(picture)
 
 

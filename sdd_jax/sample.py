@@ -39,7 +39,7 @@ from sdd_jax.data.records import to_float
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.ccd.conditional import SAMPLERS, STARTS, condition_images, default_start, make_sampler
 from sdd_jax.jobs.ccd.data import ConditionConfig
-from sdd_jax.jobs.ccd.report import condition_of
+from sdd_jax.jobs.ccd.heldout import condition_of
 from sdd_jax.jobs.ccd.runs import on_another_model, open_runs
 from sdd_jax.jobs.icd import job as icd
 from sdd_jax.jobs.streams.captioned import prompt_ids

@@ -32,6 +32,16 @@ def test_labels_take_a_margin_with_ink_and_leave_images_alone(tmp_path):
     assert top > 0 and left > 0 and grid[:, :left].min() < 100 and grid[:top].min() < 100
 
 
+def test_a_columns_label_may_have_several_lines():
+    """One above the other, each as it is alone; a shorter one starts at the top."""
+    row = np.full((2, 24, 24, 3), 7, np.uint8)
+    one, two = (make_grid([row], columns=columns) for columns in (["a", "b"], ["a\nc", "b"]))
+    line = len(two) - len(one)
+    assert line > 5
+    np.testing.assert_array_equal(two[:line], one[:line])
+    assert two[line + 4 : -24, :24].min() < 100 and two[line + 4 : -24, 26:].min() == 255
+
+
 def test_png_round_trip_in_colour_and_grey(tmp_path):
     for channels in (3, 1):
         image = np.random.default_rng(0).integers(256, size=(4, 6, channels), dtype=np.uint8)

@@ -4,7 +4,9 @@
     python -m sdd_jax.tables.ccd_grids --out=docs/images
 
 Rows of a grid: the condition, the teacher without it, CCD in 1, 2 and 4 steps, the truth through the autoencoder, the
-truth; columns are the first held-out portraits. Tasks that are not trained yet are named and left out.
+truth; of edges, those of CCD's 4 steps too. Columns are the first held-out portraits, below what their prompts ask for:
+of an edit the attribute and its new value, of text-to-image species, expression and accessory. Tasks that are not
+trained yet are named and left out.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from pathlib import Path
 
 from sdd_jax.command import Parser, run_command
 from sdd_jax.data.cache import cache_dir
-from sdd_jax.jobs.ccd.report import SHOWN, draw, open_heldout, show
+from sdd_jax.jobs.ccd.grids import SHOWN, show
+from sdd_jax.jobs.ccd.heldout import open_heldout
+from sdd_jax.jobs.ccd.report import draw
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.ccd_tasks import TRAINED
 from sdd_jax.train import EngineConfig, use_compile_cache

@@ -15,18 +15,16 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from sdd_jax.data import portraits
-from sdd_jax.data.conditions import Edit, composite, draw_edit
+from sdd_jax.data.conditions import composite
 from sdd_jax.data.records import to_float
 from sdd_jax.evals import conditional
 from sdd_jax.evals.instruments import Instruments, autoencoded
 from sdd_jax.evals.restoration import restoration_metrics, table
-from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.ccd.conditional import (
     Sampler,
@@ -36,14 +34,15 @@ from sdd_jax.jobs.ccd.conditional import (
     default_start,
     make_sampler,
 )
-from sdd_jax.jobs.ccd.data import ConditionConfig, heldout_rng, heldout_rows, read_data
+from sdd_jax.jobs.ccd.data import ConditionConfig
+from sdd_jax.jobs.ccd.grids import show
+from sdd_jax.jobs.ccd.heldout import NAMES, Heldout, Rows, open_heldout
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models.adapters import NoAdapter
 from sdd_jax.objectives.ccd import CCD
 from sdd_jax.objectives.conditional import ConditionalDiffusion
 from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.objectives.progressive import ProgressiveDistillation
-from sdd_jax.runs import open_run, read_config
 from sdd_jax.train import Job
 from sdd_jax.types import Frozen, Params
 
@@ -54,8 +53,6 @@ FEW = 10
 TEACHER_STEPS = 50
 TEACHER_GUIDANCE = 3.0
 RIVALS = 63
-SHOWN = 8
-NAMES = {"ccd": "CCD", "finetune": "fine-tuned", "cm": "CM", "gd": "GD"}
 SOLVER_NAMES = {"dpm_solver": "DPM-Solver", "dpm_solver_pp": "DPM-Solver++"}
 COPIES = {"superres": "bicubic", "inpaint": "hole filled"}
 """What the condition is called as an output."""
@@ -63,58 +60,11 @@ WITH_TEACHER = ("depth", "canny", "inpaint", "none")
 """Tasks whose prompt is the picture's caption, which the teacher understands too."""
 _log = logging.getLogger("sdd_jax")
 
-Rows = dict[str, np.ndarray]
-
 
 def report(workdir: Path, flags: ReportFlags) -> str:
     """Evaluates a run as `python -m sdd_jax.evaluate` asks; returns the table."""
     rows = evaluate(workdir, flags.samples, flags.steps, flags.seed, world=flags.world, guidance=flags.guidance)
     return table(rows, tuple(next(iter(rows.values()))))
-
-
-class Heldout(NamedTuple):
-    """A run, and the portraits that it is measured on: `rows` of the data, their attributes `labels` i32[n,a]."""
-
-    job: Job
-    params: Params
-    step: int
-    condition: ConditionConfig
-    rows: Rows
-    labels: np.ndarray
-
-    @property
-    def objective(self) -> ConditionalNetwork:
-        """The run's network."""
-        assert isinstance(self.job.objective, ConditionalNetwork)
-        return self.job.objective
-
-    @property
-    def edits(self) -> list[Edit]:
-        """What each row of instructed editing asks for."""
-        return [draw_edit(int(index), heldout_rng(i)) for i, index in enumerate(self.rows["index"])]
-
-
-def open_heldout(workdir: Path, samples: int) -> Heldout:
-    """Reads a run and makes the first `samples` held-out portraits with its condition.
-
-    Raises:
-        ValueError: a number of samples that there is not, or a run on other data.
-    """
-    available = len(portraits.split_indices("heldout"))
-    if not 2 <= samples <= available:
-        raise ValueError(f"--samples={samples}: evaluate takes 2 to {available} held-out portraits")
-    config = read_config(workdir)
-    data, condition = read_data({"data": config.data, "condition": condition_of(workdir)})
-    if data.source != "portraits":
-        raise ValueError(f"--workdir={workdir} is a run on {data.path}: evaluate measures runs on portraits")
-    job, params, step = open_run(workdir)
-    assert isinstance(job.objective, ConditionalNetwork)
-    if condition.task == "none":
-        data = dataclasses.replace(data, captions="full")
-    rows = heldout_rows(data, job.objective.model, samples, condition)
-    labels = np.stack([portraits.labels(portraits.portrait(i).attributes) for i in rows["index"]])
-    _log.info("%s, step %d, on %d held-out portraits", job.name, step, samples)
-    return Heldout(job, params, step, condition, rows, labels)
 
 
 def evaluate(
@@ -140,17 +90,6 @@ def evaluate(
     found = {"workdir": str(workdir), "step": heldout.step, "samples": samples, "seed": seed, "rows": metrics}
     (directory / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
     return metrics
-
-
-def show(heldout: Heldout, outputs: Rows, path: Path) -> None:
-    """Writes a grid of the first portraits: condition, outputs, truth; of edits with the value that is asked for."""
-    task, rows = heldout.condition.task, heldout.rows
-    first = {} if "condition" not in rows else {"condition": condition_images(rows["condition"])}
-    if task == "superres":
-        first = {"degraded": rows["condition"][:, 2::4, 2::4].repeat(4, 1).repeat(4, 2)}
-    shown = {**first, **outputs, "truth": rows["image"]}
-    columns = [edit.new for edit in heldout.edits[:SHOWN]] if task == "edit" else ()
-    write_grid(path, [images[:SHOWN] for images in shown.values()], list(shown), columns)
 
 
 def draw(heldout: Heldout, steps: Sequence[int], seed: int, batch: int, guidance: Sequence[float]) -> Rows:
@@ -186,14 +125,6 @@ def taught(heldout: Heldout, steps: int, seed: int, batch: int) -> np.ndarray:
     sampler, frozen = make_sampler(plain), heldout.job.frozen
     images = sample_all(sampler, {"adapter": {}}, frozen, blind, steps, seed, batch, TEACHER_GUIDANCE)
     return composite(images, heldout.rows["condition"]) if heldout.condition.task == "inpaint" else images
-
-
-def condition_of(workdir: Path) -> dict:
-    """The condition's config of a run: its own, for CM that of the fine-tuned run, for GD none."""
-    config = read_config(workdir)
-    if config.task == "cm":
-        return condition_of(Path(config.teacher.workdir))
-    return {"task": "none"} if config.task == "gd" else dict(config.get("condition", {}))
 
 
 def _model_rows(

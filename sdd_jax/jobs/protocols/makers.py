@@ -30,7 +30,7 @@ from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.evals.protocols.benchmarks import Item
 from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
 from sdd_jax.jobs.ccd.data import ConditionConfig
-from sdd_jax.jobs.ccd.report import condition_of
+from sdd_jax.jobs.ccd.heldout import condition_of
 from sdd_jax.jobs.ccd.runs import open_runs
 from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, guided_unet, passes
 from sdd_jax.jobs.editing.models import open_model
