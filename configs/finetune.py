@@ -33,7 +33,7 @@ VARIANTS = ("embedded", *CONDITIONS, "gd", *OF_CCD)
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns `configs/ccd_sr.py`'s configuration for plain denoising, and `arg`'s variants."""
     names = variants_of(arg, VARIANTS, __file__)
-    longer = ["double"] if set(CONDITIONS) & set(names) else []
+    longer = ["tasks"] if set(CONDITIONS) & set(names) else []
     config = config_beside(__file__, "ccd_sr.py", [*longer, *(name for name in names if name in OF_CCD)])
     del config.init, config.lpips
     config.task = "finetune"

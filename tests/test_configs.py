@@ -116,7 +116,7 @@ def test_an_unknown_variant_is_one_line(path):
     ],
 )
 def test_other_conditions_are_trained_as_super_resolution_is(name, own, variant):
-    longer = variant if name == "t2i" else f"double,{variant}".rstrip(",")
+    longer = variant if name == "t2i" else f"tasks,{variant}".rstrip(",")
     specs = (
         f"{FOLDER}/ccd_{which}:{found}".rstrip(":") for which, found in (("sr.py", longer), (f"{name}.py", variant))
     )
@@ -136,7 +136,7 @@ def test_debug_shrinks_what_it_is_combined_with():
 @pytest.mark.parametrize(
     ("variant", "arguments", "message"),
     [
-        (":nonsense", [], "configs/ccd_sr.py has no variant 'nonsense'; use embedded, double, long, adapter"),
+        (":nonsense", [], "configs/ccd_sr.py has no variant 'nonsense'; use embedded, tasks, long, adapter"),
         ("", ["--config.objective.nonsense=1"], "config.objective has no key 'nonsense'"),
         ("", ["--config.nonsense=1"], "config has no key 'nonsense'"),
         ("", ["--config.steps=2.5"], "--config.steps=2.5: expected int"),

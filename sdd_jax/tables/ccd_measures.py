@@ -25,16 +25,16 @@ import numpy as np
 from sdd_jax.config import validate
 from sdd_jax.data import portraits
 from sdd_jax.data.cache import cached_array, renderer_hash
+from sdd_jax.data.conditions import composite
 from sdd_jax.data.records import to_float
 from sdd_jax.evals.instruments import autoencoded, in_batches
 from sdd_jax.images import to_uint8
 from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
+from sdd_jax.jobs.ccd.heldout import Heldout, Rows, open_heldout
 from sdd_jax.jobs.ccd.report import (
     RIVALS,
-    Heldout,
     copied,
     measured,
-    open_heldout,
     rival_portraits,
     sample_all,
     taught,
@@ -55,6 +55,9 @@ class Options:
         condition; the truth through the `autoencoder`.
     steps: one number of sampling steps, or several: then metrics are named `metric@steps`. Of model and teacher.
     solver, guidance: of the model; as `make_sampler`, '' and None for the method's own.
+    shuffled: the model is given the condition of the next portrait (the last one that of the first), with the same
+        prompts and noise, and measured against its own: what it draws without reading its condition. Of inpainting it
+        is given the next picture behind its own mask, and its own known pixels are put back: the hole alone is drawn.
     samples: held-out portraits.
     lpips: files of VGG16 and of the lpips package's linear layers; none: LPIPS is not measured.
     world: whose instruments measure.
@@ -64,6 +67,7 @@ class Options:
     steps: int | tuple[int, ...] = ()
     solver: str = ""
     guidance: float | None = None
+    shuffled: bool = False
     samples: int = 256
     lpips: tuple[str, ...] = ()
     world: str = "portraits"
@@ -73,8 +77,8 @@ class Options:
             raise ValueError(f"output={self.output!r} is not known; use {', '.join(OUTPUTS)}")
         if bool(self.steps) != (self.output in ("model", "teacher")):
             raise ValueError(f"output={self.output!r} with steps={self.steps}: model and teacher are sampled, in steps")
-        if self.output != "model" and (self.solver or self.guidance is not None):
-            raise ValueError(f"output={self.output!r} has no solver and no guidance: leave them out")
+        if self.output != "model" and (self.solver or self.guidance is not None or self.shuffled):
+            raise ValueError(f"output={self.output!r} has no solver, no guidance and is not shuffled: leave them out")
 
 
 def heldout(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
@@ -99,19 +103,37 @@ def heldout(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict
 
 
 def outputs(found: Heldout, wanted: Options, seed: int) -> dict[str, np.ndarray]:
-    """Pictures f32[n,H,W,3] in [-1, 1], by what their metrics' names end in: '' or '@steps'."""
+    """Pictures f32[n,H,W,3] in [-1, 1], by what their metrics' names end in: '' or '@steps'.
+
+    Raises:
+        ValueError: conditions are to be shuffled of a run that has none.
+    """
     if not wanted.steps:
         own = copied(found) if wanted.output == "condition" else _reconstructed(found)
         return {"": np.clip(own, -1.0, 1.0)}
     sampler = make_sampler(found.objective, wanted.solver, default_start(found.condition))
+    given = shuffled(found) if wanted.shuffled else found.rows
 
     def samples(n: int) -> np.ndarray:
         if wanted.output == "teacher":
             return taught(found, n, seed, BATCH)
-        return sample_all(sampler, found.params, found.job.frozen, found.rows, n, seed, BATCH, wanted.guidance)
+        images = sample_all(sampler, found.params, found.job.frozen, given, n, seed, BATCH, wanted.guidance)
+        return composite(images, found.rows["condition"]) if found.condition.task == "inpaint" else images
 
     counts = {"": wanted.steps} if isinstance(wanted.steps, int) else {f"@{n}": n for n in wanted.steps}
     return {at: np.clip(samples(n), -1.0, 1.0) for at, n in counts.items()}
+
+
+def shuffled(found: Heldout) -> Rows:
+    """The rows, each with the condition of the next one, a mask excepted; ValueError where there is no condition."""
+    if "condition" not in found.rows:
+        raise ValueError("options.shuffled=true: the run has no condition to shuffle")
+    condition = np.roll(found.rows["condition"], -1, axis=0)
+    if found.condition.task == "inpaint":
+        mask = found.rows["condition"][..., 3:]
+        shown = np.where(mask > 0, np.float32(0), np.roll(found.rows["image"], -1, axis=0))
+        condition = np.concatenate([shown, mask], axis=-1)
+    return {**found.rows, "condition": condition}
 
 
 def _reconstructed(found: Heldout) -> np.ndarray:

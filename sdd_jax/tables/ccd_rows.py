@@ -1,21 +1,27 @@
 """What CCD's tables are made of: trainings with their cost, rows that measure them, claims with their noise.
 
-Trainings are planned by what a sample costs, in forwards F of the UNet, of which two cores do `RATE` a second, and by
-what Muon adds to a step, `MUON` seconds whatever the batch. Both come from CCD's 4F + 4A (A = .46F the ControlNet's
-forward) in steps of 16: one core trains 10.6 samples a second with AdamW and 8.7 with Muon, two cores 15.1 with Muon.
-Muon's share is that of UNet and ControlNet, and less where one is trained alone. A decoder's forward is 1.5F, an
-encoder's .5F. In sampling a forward takes `FORWARD` seconds, half of what it does on one core.
+Trainings are planned by what a sample costs, in forwards F of the UNet, of which two cores do `RATE` a second, by what
+Muon adds to a step, `MUON` seconds whatever the batch, and by `START` minutes until steps run. They come from CCD's
+4F + 4A (A = .46F the ControlNet's forward) in steps of 16: one core trains 10.6 samples a second with AdamW and 8.7
+with Muon, two idle ones 12.9 with Muon, checkpoints included: 400 steps in 9:28 minutes. Muon's share is that of UNet
+and ControlNet, and less where one is trained alone. A decoder's forward is 1.5F, an encoder's .5F, VGG16's 2.9F. In
+sampling a forward takes `FORWARD` seconds, half of what it does on one core.
+
+Each training fits 15 minutes on two idle cores; a method of several stages is several trainings, each of which other
+rows may share.
 
 Noise. Two samplings of one training differ less than two trainings do, so that their spread alone would let an ordering
-hold by luck. Rows that are trained twice measure what a training seed does: in claims the root mean square of their
-spreads is the least spread of every row of the table, metric by metric.
+hold by luck. Rows that are trained twice measure what a training seed does to a metric, as a share of its mean: a
+method at 4 and one at 40 do not vary by the same. A training counts once, by the mean square over the rows that measure
+it and, of curves `metric@n`, over n: those are one pair of trainings looked at several times. The root mean square over
+trainings, times a row's own mean, is the least spread of that row in claims.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdd_jax.tables.types import Check, Claim, Column, Measured, Row, Training, Verdict
@@ -23,14 +29,17 @@ from sdd_jax.tables.types import Check, Claim, Column, Measured, Row, Training, 
 SAMPLES = 256
 BATCH = 16
 CONTROLNET = 0.46
-DECODER, ENCODER = 1.5, 0.5
+DECODER, ENCODER, VGG = 1.5, 0.5, 2.9
 CCD = 4 + 4 * CONTROLNET
 FINE_TUNING = 3 + 3 * CONTROLNET
-_ADAMW, _MUON, _MUON_ON_TWO = 10.6, 8.7, 15.1
+ADAPTER_ALONE = 2.64 + 4 * CONTROLNET
+_ADAMW, _MUON, _MUON_ON_TWO = 10.6, 8.7, 12.9
 RATE = _ADAMW * CCD * _MUON_ON_TWO / _MUON
+START = 1.2
 MUON = BATCH * (1 / _MUON - 1 / _ADAMW) * _MUON / _MUON_ON_TWO
 FORWARD = 0.0065
 HELDOUT = "sdd_jax.tables.ccd_measures:heldout"
+ON_THE_MACHINE = "Minutes are those of the machine named below: two idle cores train CCD's 400 steps in 9:28."
 BETTER = {
     "frechet": "lower",
     "clip_distance": "lower",
@@ -45,13 +54,13 @@ BETTER = {
 def training(config: str, *overrides: str, steps: int, forwards: float, **needs: Training) -> Training:
     """A training of configs/CONFIG, which has `steps` steps and costs `forwards` F a sample; `needs` by their keys."""
     named = {f"{key}.workdir": needed for key, needed in needs.items()}
-    minutes = round(steps * (BATCH * forwards / RATE + MUON) / 60, 1)
+    minutes = round(START + steps * (BATCH * forwards / RATE + MUON) / 60, 1)
     return Training(config=f"configs/{config}", overrides=(*overrides, "preview_every=0"), needs=named, minutes=minutes)
 
 
 def sampled(name: str, made: Training, steps: int | Sequence[int], *, output: str = "model", **options: Any) -> Row:
     """A row of samples in some number of steps, or several; `options` are the row's fields and the evaluation's."""
-    fields = {key: options.pop(key) for key in ("note", "seeds") if key in options}
+    fields = {key: options.pop(key) for key in ("note", "seeds", "sampling_seeds") if key in options}
     forwards = 1 if output == "teacher" else 1 + CONTROLNET
     guided = output == "teacher" or "guidance" in options
     if output != "model":
@@ -88,18 +97,13 @@ def columns(better: Mapping[str, str] = BETTER, suffix: str = "") -> tuple[Colum
 
 def with_noise(rows: Sequence[Row], claims: Sequence[Claim]) -> tuple[Claim, ...]:
     """The claims, decided with no less than the noise between trainings of the rows that are trained more than once."""
-    repeated = {row.name: len(row.sampling_seeds) for row in rows if row.training and len(row.seeds) > 1}
+    repeated = [row for row in rows if row.training and len(row.seeds) > 1]
 
     def widened(measured: Measured) -> Measured:
-        spreads: dict[str, list[float]] = {}
-        for name, samplings in repeated.items():
-            for metric, found in measured.get(name, {}).items():
-                if found.runs > samplings:
-                    spreads.setdefault(metric, []).append(found.spread)
-        least = {metric: math.sqrt(math.fsum(x * x for x in xs) / len(xs)) for metric, xs in spreads.items()}
+        noise = _relative_noise(repeated, measured)
         return {
             name: {
-                metric: found._replace(spread=max(found.spread, least.get(metric, 0.0)))
+                metric: found._replace(spread=max(found.spread, noise.get(_base(metric), 0.0) * abs(found.mean)))
                 for metric, found in metrics.items()
             }
             for name, metrics in measured.items()
@@ -112,3 +116,23 @@ def with_noise(rows: Sequence[Row], claims: Sequence[Claim]) -> tuple[Claim, ...
         return Check(check.rows, decide)
 
     return tuple(dataclasses.replace(claim, check=noisy(claim.check)) for claim in claims)
+
+
+def _relative_noise(repeated: Sequence[Row], measured: Measured) -> dict[str, float]:
+    """Spread over mean between trainings, by metric without '@'; rows without a second training yet do not count."""
+    squares: dict[str, dict[str, list[float]]] = {}
+    for row in repeated:
+        for metric, found in measured.get(row.name, {}).items():
+            if found.runs > len(row.sampling_seeds) and found.mean:
+                by_training = squares.setdefault(_base(metric), {})
+                by_training.setdefault(repr(row.training), []).append((found.spread / found.mean) ** 2)
+    return {metric: math.sqrt(_mean(_mean(own) for own in found.values())) for metric, found in squares.items()}
+
+
+def _base(metric: str) -> str:
+    return metric.partition("@")[0]
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return math.fsum(found) / len(found)
