@@ -57,14 +57,13 @@ def runs(tiny_model, inputs):
 
 @pytest.fixture(scope="module")
 def plain(tiny_model, inputs):
-    """The teacher's encoder features and output, without an adapter."""
+    """The teacher's encoder features, without an adapter."""
     bundle, params = tiny_model
     network = make_unet(bundle.configs["unet"])
 
     @jax.jit
     def run(unet, z, t, context):
-        features = network.apply({"params": unet}, z, t, context, method="encode")
-        return features, bundle.denoise(unet, z, t, context)
+        return network.apply({"params": unet}, z, t, context, method="encode")
 
     return run(params["unet"], inputs["z"], inputs["t"], inputs["context"])
 
@@ -86,20 +85,36 @@ def test_zero_inner_features_change_no_bit(tiny_model, inputs, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_adapter_changes_no_bit_of_the_encoders_features(runs, plain, kind):
-    """The decoder then receives the teacher's features; two compiled programs agree on its output to rounding."""
-    _, residuals, out, _ = runs[kind]
-    features, teacher = plain
+    """The decoder then receives the teacher's features."""
+    _, residuals, _, _ = runs[kind]
+    features = plain
     skips, mid = apply_residuals(features.down, features.mid, residuals)
     for found, want in zip((*skips, mid), (*features.down, features.mid), strict=True):
         np.testing.assert_array_equal(found, want)
-    assert float(jnp.abs(teacher).max()) > 0.1
-    np.testing.assert_allclose(out, teacher, rtol=1e-4, atol=1e-5)
     if kind == "t2i":
         return
     ones = residuals._replace(
         down=jax.tree.map(jnp.ones_like, residuals.down), mix=None if residuals.mix is None else jnp.ones(())
     )
     assert bool(jnp.any(apply_residuals(features.down, features.mid, ones)[0][0] != features.down[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_adapter_changes_no_bit_of_the_output(tiny_model, inputs, runs, kind):
+    """One program answers with it and without: two programs may round differently."""
+    bundle, params = tiny_model
+    adapter = build(kind, bundle)
+
+    @jax.jit
+    def both(start, unet, inputs):
+        asked = inputs["z"], inputs["t"], inputs["context"]
+        hint = adapter.prepare(inputs["frozen"], inputs["condition"])
+        residuals = adapter.residuals(start, hint, *asked)
+        return bundle.denoise(unet, *asked, residuals=residuals), bundle.denoise(unet, *asked)
+
+    found, teacher = both(runs[kind][0], params["unet"], inputs)
+    assert float(jnp.abs(teacher).max()) > 0.1
+    np.testing.assert_array_equal(found, teacher)
 
 
 def test_at_mu_zero_only_mu_has_a_gradient(runs):

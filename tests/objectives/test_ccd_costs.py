@@ -73,6 +73,13 @@ def spoken(kind):
     return count_flops(adapter.residuals, params, hint, Z, T, CONTEXT).total / forward()
 
 
+def embedded():
+    """One forward of the ControlNet's embedding of the condition, in F."""
+    adapter = adapter_of("controlnet")
+    params = jax.eval_shape(adapter.init, jax.random.key(0), weights()["unet"])
+    return count_flops(adapter.embed, params, f32(B, 4 * SIZE, 4 * SIZE, 3)).total / forward()
+
+
 def cost(method):
     """The forward and backward pass of a batch with precomputed latents and text, in F."""
     frozen = {"teacher": {"unet": weights()["unet"]}, "vae": weights()["vae"], "null_context": f32(1, TOKENS, WIDTH)}
@@ -116,6 +123,25 @@ def test_an_adapter_alone_costs_no_weight_gradients_of_the_unet():
     full, alone = cost(ccd()), cost(ccd(train_unet=False))
     assert alone < 3.0 + 4 * spoken("t2i") < full
     assert spoken("t2i") < 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "train_unet", "unets", "adapters"),
+    [
+        (CCD, "controlnet", True, 4.0, 4),
+        (CCD, "controlnet", False, 2.7, 4),
+        (CCD, "mu", False, 2.7, 4),
+        (ConditionalDiffusion, "controlnet", False, 1.7, 3),
+        (ConditionalDiffusion, "mu", False, 1.7, 3),
+    ],
+)
+def test_what_is_trained_and_regressed(method, kind, train_unet, unets, adapters):
+    """Behind the encoder an adapter alone needs the decoder's input gradients, .7F; regressing a ControlNet's embedding
+    takes one more forward and backward pass of it."""
+    hint_weight = float(kind == "controlnet")
+    made = method(model=model(), adapter=adapter_of(kind), train_unet=train_unet, hint_weight=hint_weight)
+    expected = unets + adapters * spoken(kind) + 3 * hint_weight * embedded()
+    assert cost(made) == pytest.approx(expected, rel=0.015)
 
 
 def test_decoding_costs_two_decoders_and_one_input_gradient():
