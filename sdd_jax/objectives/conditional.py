@@ -42,7 +42,6 @@ from sdd_jax.objectives.inputs import drop_captions, latents_of, text_of
 from sdd_jax.objectives.network import ConditionalNetwork
 from sdd_jax.types import Batch, Frozen, Metrics, Params, Phase
 
-
 WEIGHTINGS: dict[str, Callable[[jax.Array, jax.Array, Level], jax.Array]] = {
     "plain": lambda own, x0, at: own,
     "truncated_snr": lambda own, x0, at: truncated_snr(at) * x0,
