@@ -14,7 +14,8 @@
 
 One mean beats another only by more than the seeds' spread, sqrt(spread_a^2 + spread_b^2): a difference within it does
 not hold a claim, and the evidence says so. `against=` names the metric that the other side is read at, for comparisons
-along curves: `order("psnr@4", a, b, against="psnr@1", better="higher")` compares a at 4 steps with b at 1.
+along curves: `order("psnr@4", a, b, against="psnr@1", better="higher")` compares a at 4 steps with b at 1. Where rows
+of one seed differ less than seeds do, `paired` compares run by run.
 
 A claim is null where a row that it needs was not run or did not measure the metric. A table with another kind of claim
 builds a `Check(rows, decide)` of its own.

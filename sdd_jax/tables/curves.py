@@ -4,7 +4,7 @@ An editor that changes nothing keeps everything, so fidelity says nothing withou
 both rows at one level of success, the lower one of their highest, each on straight lines between its own points; where
 a path meets the level more than once, each row counts at its best. A row without points `@x` is a single point, read as
 it is. The evidence says at which level each row was read, for a curve that starts above it, or a single point, cannot
-be read lower.
+be read lower. `comparable` reads so too, for "no worse than most others".
 """
 
 from __future__ import annotations
@@ -36,23 +36,60 @@ def at_equal(metric: str, best: str, rest: str, *, better: str, level: str = "su
     sign = {"higher": 1, "lower": -1}[better]
 
     def decide(measured: Measured) -> Verdict:
-        curves = [curve(measured, row, level, metric) for row in (best, rest)]
-        highest = [max(point.level.mean for point in points) for points in curves]
-        if min(highest) < LEAST:
-            low = (best, rest)[highest.index(min(highest))]
-            raise Unmeasured(f"{low} reaches {level} {min(highest):.3g} at most, asked {LEAST:g}: nothing to compare")
-        one, other = (read_at(points, min(highest), sign) for points in curves)
+        one, other, shown = read_equal(measured, metric, best, rest, level=level, sign=sign)
         lead, spread = sign * (one.value.mean - other.value.mean), math.hypot(one.value.spread, other.value.spread)
-        shown = ", ".join(
-            f"{row} {point.value.mean:.4g} at {level} {point.level.mean:.3g}"
-            for row, point in ((best, one), (rest, other))
-        )
-        ahead, behind = (one, other) if lead > 0 else (other, one)
-        if behind.level.mean - ahead.level.mean > APART:
-            raise Unmeasured(f"{metric}: {shown}: ahead where it does less, so that nothing is compared")
         return Verdict(lead > spread, f"{metric} ({better} is better): {shown}; seeds' spread {spread:.2g}")
 
     return Check((best, rest), decide)
+
+
+def comparable(metric: str, row: str, others: tuple[str, ...], *, margin: float, level: str = "success") -> Check:
+    """The row's `metric` (higher is better) is within `margin` of another's, or above it, for most others.
+
+    Both are read as `at_equal` reads them, and a pair that it could not compare decides nothing: null where the others
+    leave it open. Most: more than half.
+    """
+
+    def decide(measured: Measured) -> Verdict:
+        holds, shown, left = 0, [], 0
+        for other in others:
+            try:
+                one, two, pair = read_equal(measured, metric, row, other, level=level, sign=1, margin=margin)
+            except Unmeasured as reason:
+                left += 1
+                shown.append(f"not compared: {reason}")
+                continue
+            holds += one.value.mean >= two.value.mean - margin
+            shown.append(pair)
+        evidence = f"{metric} of {row} within {margin:g} for {holds} of {len(others)}: {'; '.join(shown)}"
+        if holds <= len(others) / 2 < holds + left:
+            raise Unmeasured(evidence)
+        return Verdict(holds > len(others) / 2, evidence)
+
+    return Check((row, *others), decide)
+
+
+def read_equal(
+    measured: Measured, metric: str, row: str, other: str, *, level: str, sign: int, margin: float = 0.0
+) -> tuple[Point, Point, str]:
+    """Two rows where both reach the same level, and the figures in words; margin: what the row is given.
+
+    Raises:
+        Unmeasured: a row never reaches `LEAST`; the one that is ahead, with the margin, does less by more than `APART`.
+    """
+    curves = [curve(measured, name, level, metric) for name in (row, other)]
+    highest = [max(point.level.mean for point in points) for points in curves]
+    if min(highest) < LEAST:
+        low = (row, other)[highest.index(min(highest))]
+        raise Unmeasured(f"{low} reaches {level} {min(highest):.3g} at most, asked {LEAST:g}: nothing to compare")
+    one, two = (read_at(points, min(highest), sign) for points in curves)
+    shown = ", ".join(
+        f"{name} {point.value.mean:.4g} at {level} {point.level.mean:.3g}" for name, point in ((row, one), (other, two))
+    )
+    ahead, behind = (one, two) if sign * (one.value.mean - two.value.mean) + margin >= 0 else (two, one)
+    if behind.level.mean - ahead.level.mean > APART:
+        raise Unmeasured(f"{metric}: {shown}: ahead where it does less, so that nothing is compared")
+    return one, two, shown
 
 
 def levels_off(metric: str, row: str, first: str, middle: str, last: str) -> Check:

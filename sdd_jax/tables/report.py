@@ -22,9 +22,7 @@ from typing import Any
 from sdd_jax.tables.cache import Cache, read_json, write_atomically
 from sdd_jax.tables.claims import judge
 from sdd_jax.tables.plots import draw
-from sdd_jax.tables.types import Measured, Row, Stat, Table, stat
-
-Seeds = tuple[int | None, int]
+from sdd_jax.tables.types import Measured, Row, Seeds, Stat, Table, stat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +126,7 @@ def markdown(
     measured = [result for result in results if result.values]
     shown = [c for c in table.columns if any(c.metric in result.stats for result in measured)]
     timed = any("train_minutes" in result.stats for result in measured)
-    head = ["row", *map(str, shown), *(["minutes to train"] if timed else []), "runs", ""]
+    head = ["row", *map(str, shown), *(["minutes to train, with its stages"] if timed else []), "runs", ""]
     lines = [f"# {table.title}", "", f"{table.paper}. {table.note}".strip(), ""]
     lines += [_line(head), _line(["---"] * len(head))]
     for result in results:

@@ -105,16 +105,20 @@ class Row:
         return "; ".join([*parts, *([f"evaluation {options}"] if options else [])])
 
 
+Seeds = tuple[int | None, int]
+
+
 class Stat(NamedTuple):
-    """A metric over seeds: its mean, its spread and how many runs measured it.
+    """A metric over seeds: its mean, its spread, how many runs measured it, and what each of them did.
 
     The spread is the sample standard deviation between training seeds (each averaged over its sampling seeds), or
-    between sampling seeds where there is one training; 0 for a single value.
+    between sampling seeds where there is one training; 0 for a single value. values: by (training seed, sampling seed).
     """
 
     mean: float
     spread: float
     runs: int
+    values: tuple[tuple[Seeds, float], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.mean:.4g}" if self.runs < 2 else f"{self.mean:.4g} ± {self.spread:.2g}"
@@ -214,14 +218,14 @@ class Table:
         )
 
 
-def stat(values: Mapping[tuple[int | None, int], float]) -> Stat:
+def stat(values: Mapping[Seeds, float]) -> Stat:
     """Returns a metric's `Stat` from its values by (training seed, sampling seed)."""
     by_training: dict[int | None, list[float]] = {}
     for (training, _), value in values.items():
         by_training.setdefault(training, []).append(value)
     means = [math.fsum(group) / len(group) for group in by_training.values()]
     spread = _deviation(means if len(means) > 1 else next(iter(by_training.values())))
-    return Stat(math.fsum(means) / len(means), spread, len(values))
+    return Stat(math.fsum(means) / len(means), spread, len(values), tuple(values.items()))
 
 
 def _deviation(values: list[float]) -> float:

@@ -22,9 +22,9 @@ def decide(check, measured=FIGURES):
 def test_spread_is_between_trainings():
     """Two trainings with means 2 and 4: their standard deviation is sqrt(2), whatever the sampling seeds do."""
     found = stat({(0, 0): 1.0, (0, 1): 3.0, (1, 0): 4.0, (1, 1): 4.0})
-    assert found == pytest.approx((3.0, math.sqrt(2), 4))
-    assert stat({(None, 0): 1.0, (None, 1): 3.0}) == pytest.approx((2.0, math.sqrt(2), 2))
-    assert stat({(0, 0): 5.0}) == (5.0, 0.0, 1) and str(stat({(0, 0): 5.0})) == "5"
+    assert found[:3] == pytest.approx((3.0, math.sqrt(2), 4)) and dict(found.values)[1, 0] == 4.0
+    assert stat({(None, 0): 1.0, (None, 1): 3.0})[:3] == pytest.approx((2.0, math.sqrt(2), 2))
+    assert stat({(0, 0): 5.0}) == (5.0, 0.0, 1, (((0, 0), 5.0),)) and str(stat({(0, 0): 5.0})) == "5"
     assert stat({(0, 0): 1.0, (1, 0): 2.0, (1, 1): 4.0}).mean == 2.0, "trainings count alike"
 
 
