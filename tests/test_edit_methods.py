@@ -12,8 +12,7 @@ from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import BOUNDARIES
 from sdd_jax.diffusion.transport import gaussian_eps
 from sdd_jax.jobs.editing.injection import MasaCtrlInversion, PlugAndPlayInversion
-from sdd_jax.jobs.editing.methods import METHODS, EditRequest, edit, frozen_of, side_unit, usual_guidance
-from sdd_jax.jobs.editing.noise import EditFriendly
+from sdd_jax.jobs.editing.methods import METHODS, EditRequest, edit, frozen_of, side_unit
 from sdd_jax.jobs.editing.options import PromptControlled, blend_size
 from sdd_jax.models.hub import PORTRAITS
 from sdd_jax.models.tokenizer import load_tokenizer
@@ -260,15 +259,3 @@ def test_sizes_that_controls_read():
     wide = request(image=np.repeat(IMAGE, 2, 2))
     with pytest.raises(ValueError, match="a blend reads square maps"):
         PromptControlled(blend_source="cat", blend_target="cat").controls(wide, 50)
-
-
-def test_the_noise_maps_of_edit_friendly_have_the_published_share_of_the_scale():
-    large = dataclasses.replace(MODEL, sample_size=64)
-    assert EditFriendly().source_scale(large) == pytest.approx(3.5) and EditFriendly().source_scale(MODEL) == 1.0
-    assert EditFriendly(source_guidance=2.0).source_scale(large) == 2.0
-
-
-def test_the_usual_guidance():
-    assert usual_guidance(MODEL) == 3.0
-    assert usual_guidance(dataclasses.replace(MODEL, sample_size=64)) == 7.5
-    assert usual_guidance(dataclasses.replace(MODEL, sample_size=64), 15.0) == 15.0

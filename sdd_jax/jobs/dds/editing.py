@@ -39,6 +39,7 @@ from sdd_jax.jobs.editing.methods import (
     guided_unet,
     passes,
     plain_unet,
+    scale_of,
     texts,
     usual_guidance,
 )
@@ -125,7 +126,7 @@ class Program(NamedTuple):
 def _edit(request: EditRequest, method: str, options: Descent, branches: int, extra: int = 0) -> EditResult:
     """Runs a method; branches: guided predictions an iteration; extra: F beyond them."""
     model, times = request.model, jnp.asarray(options.times(request.model))
-    w = usual_guidance(model) if options.guidance is None else options.guidance
+    w = scale_of(request, options.guidance, usual_guidance(model))
     z_source = encode(request)
     inputs = {
         "z": z_source,

@@ -54,7 +54,7 @@ from sdd_jax.sampling.editing import (
 )
 from sdd_jax.sampling.generate import Denoise
 from sdd_jax.sampling.invert import invert_path
-from sdd_jax.sampling.null_text import null_text_pairs, optimise_null_text
+from sdd_jax.sampling.null_text import NullTexts, null_text_pairs, optimise_null_text
 from sdd_jax.types import Frozen, ModelBundle
 
 
@@ -103,9 +103,10 @@ def renoise(request: EditRequest) -> EditResult:
 
 
 def _follow(request: EditRequest, options: Inversion | ReNoise, rounds: int) -> EditResult:
+    w = jnp.float32(options.scale(request))
     z = _invert_and_follow(
         Static(request.model), program_of(options), request.frozen, encode(request),
-        texts(request, request.source), texts(request, request.target), jnp.float32(options.scale(request.model)),
+        texts(request, request.source), texts(request, request.target), w,
     )  # fmt: skip
     return EditResult(decode(request, z), options.steps * (rounds + passes(request.model)))
 
@@ -151,10 +152,10 @@ def follow_pairs(
     negative: bool = False,
 ) -> EditResult:
     """DDIM inversion under the source prompt, then pairs down under a control; negative: the source prompt unguided."""
+    w = jnp.float32(options.scale(request))
     z = _invert_and_decode_pairs(
         Static(request.model), program_of(options), negative, request.frozen, encode(request),
-        texts(request, request.source), texts(request, request.target), jnp.float32(options.scale(request.model)),
-        control, blend,
+        texts(request, request.source), texts(request, request.target), w, control, blend,
     )  # fmt: skip
     return EditResult(decode(request, z), options.steps * (options.rounds + 2 * passes(request.model)))
 
@@ -189,42 +190,58 @@ def _invert_and_decode_pairs(
 
 
 def nti(request: EditRequest) -> EditResult:
-    """Null-text inversion with prompt-to-prompt."""
+    """Null-text inversion with prompt-to-prompt; `request.kept` keeps its empty prompts, which no control changes."""
     options, model = options_of(request, NullText), request.model
     _needs_two_passes(request, "nti")
-    z, rounds = _null_text(
-        Static(model), program_of(options), request.frozen, encode(request), texts(request, request.source),
-        texts(request, request.target), jnp.float32(options.scale(model)), *options.controls(request, options.steps),
-    )  # fmt: skip
-    evaluations = options.steps * (options.rounds + 2 + 4) + 2 * int(rounds)
+    controls, w = options.controls(request, options.steps), options.scale(request)
+    inverted = NullText(steps=options.steps, rounds=options.rounds, inner_steps=options.inner_steps)
+    kept = {} if request.kept is None else request.kept
+    if (inverted, w) not in kept:
+        kept[inverted, w] = _null_texts(
+            Static(model), inverted, request.frozen, encode(request), texts(request, request.source), jnp.float32(w)
+        )
+    noise, nulls = kept[inverted, w]
+    both = stacked(texts(request, request.source), texts(request, request.target))
+    z = _decode_null_text(
+        Static(model), inverted, request.frozen, noise, nulls.contexts, both, jnp.float32(w), *controls
+    )
+    evaluations = options.steps * (options.rounds + 2 + 4) + 2 * int(jnp.sum(nulls.rounds))
     return EditResult(decode(request, z), evaluations)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _null_text(
-    static: Static,
-    options: NullText,
-    frozen: Frozen,
-    x0: jax.Array,
-    source: Texts,
-    target: Texts,
-    w: jax.Array,
-    control: Control,
-    blend: LocalBlend | None,
-) -> tuple[jax.Array, jax.Array]:
-    model, route, both = static.model, _route(static.model, options), stacked(source, target)
+def _null_texts(
+    static: Static, options: NullText, frozen: Frozen, x0: jax.Array, source: Texts, w: jax.Array
+) -> tuple[jax.Array, NullTexts]:
+    """What null-text keeps of a source, whatever the edit: its noise f32[b,h,w,c] and the empty prompts."""
+    model, route = static.model, _route(static.model, options)
     times, schedule, kind = route.times, route.schedule, route.kind
     path = invert_path(_encoder(model, frozen, source), x0, times, schedule, kind, options.rounds)
-    denoise = plain_unet(model, frozen)
-    with_source = functools.partial(denoise, added_cond=source.added_cond)
+    with_source = functools.partial(plain_unet(model, frozen), added_cond=source.added_cond)
     nulls = optimise_null_text(
         with_source, path, source.context, frozen["null_context"], w, times, schedule, kind, options.inner_steps
     )
+    return path[-1], nulls
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode_null_text(
+    static: Static,
+    options: NullText,
+    frozen: Frozen,
+    z: jax.Array,
+    nulls: jax.Array,
+    both: Texts,
+    w: jax.Array,
+    control: Control,
+    blend: LocalBlend | None,
+) -> jax.Array:
+    model = static.model
     network: PairDenoise = null_text_pairs(
-        denoise, nulls.contexts, both.context, constant_guidance(w), added_cond=both.added_cond
+        plain_unet(model, frozen), nulls, both.context, constant_guidance(w), added_cond=both.added_cond
     )
-    decoded = decode_pairs(route, network, jnp.concatenate([path[-1], path[-1]]), control, blend)
-    return jnp.split(decoded, 2)[1], jnp.sum(nulls.rounds)
+    decoded = decode_pairs(_route(model, options), network, jnp.concatenate([z, z]), control, blend)
+    return jnp.split(decoded, 2)[1]
 
 
 def _encoder(model: ModelBundle, frozen: Frozen, source: Texts) -> Denoise:

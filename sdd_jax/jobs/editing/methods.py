@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -57,9 +58,12 @@ class EditRequest:
     """What to edit.
 
     model: the bundle whose UNet is `frozen['teacher']['unet']`.
-    frozen: `frozen_of(model, params)`; a distilled run adds what its own method reads (`jobs.icd.job`).
+    frozen: `frozen_of(model, params)`; a distilled run adds what its own method reads (`jobs.icd.job`), and as `scales`
+        the guidance scales that it was trained at.
     image: f32[b,H,W,3] in [-1, 1], sides multiples of `side_unit(model)`. source, target: b prompts each.
     seed: of what a method draws. options: the method's own, by name.
+    kept: what a method may keep here for the caller's next request of the same images and source prompts; None: nothing
+        is kept.
     """
 
     model: ModelBundle
@@ -69,6 +73,7 @@ class EditRequest:
     target: tuple[str, ...]
     seed: int = 0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kept: dict[Any, Any] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.image)
@@ -115,6 +120,31 @@ class Static:
 
     def __hash__(self) -> int:
         return id(self.model)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class TrainedScales:
+    """The guidance scales that a model which reads its own was trained at; interval: all between the two.
+
+    Static inside of a jitted function's arguments.
+    """
+
+    scales: tuple[float, ...]
+    interval: bool = False
+
+    def check(self, flag: str, w: float) -> None:
+        """ValueError, one line, for a scale that the model was not trained at; flag: what asked for it."""
+        low, high = min(self.scales), max(self.scales)
+        if not (low <= w <= high if self.interval else w in self.scales):
+            known = f"{low:g} to {high:g}" if self.interval else ", ".join(f"{one:g}" for one in self.scales)
+            raise ValueError(f"{flag}={w:g}: this model was trained at {known}")
+
+    def nearest(self, w: float) -> float:
+        """The trained scale that is nearest to w."""
+        if self.interval:
+            return min(max(w, min(self.scales)), max(self.scales))
+        return min(self.scales, key=lambda one: abs(one - w))
 
 
 class Texts(NamedTuple):
@@ -182,6 +212,19 @@ def side_unit(model: ModelBundle) -> int:
 def usual_guidance(model: ModelBundle, published: float = 7.5) -> float:
     """A method's published scale, at most 3 for the embedded world (latents below 32), the middle of its scales."""
     return min(published, 3.0) if model.sample_size < 32 else published
+
+
+def scale_of(request: EditRequest, given: float | None, usual: float, flag: str = "guidance") -> float:
+    """The guidance scale of a request: the one given as `--option FLAG`, else the usual one.
+
+    A model that was trained at some scales takes the nearest of them for the usual one; ValueError for a given one that
+    is none of them.
+    """
+    trained = request.frozen.get("scales", TrainedScales((-math.inf, math.inf), interval=True))
+    if given is None:
+        return trained.nearest(usual)
+    trained.check(f"--option {flag}", given)
+    return given
 
 
 def _ids(model: ModelBundle, prompts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray | None]:

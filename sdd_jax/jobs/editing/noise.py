@@ -26,9 +26,9 @@ from sdd_jax.jobs.editing.methods import (
     encode,
     guided_unet,
     passes,
+    scale_of,
     stacked,
     texts,
-    usual_guidance,
 )
 from sdd_jax.jobs.editing.options import PromptControlled, Stepped, options_of, program_of
 from sdd_jax.sampling.attention_control import PromptToPrompt
@@ -37,7 +37,7 @@ from sdd_jax.sampling.editing import constant_guidance, prompted, prompted_pairs
 from sdd_jax.sampling.generate import initial_noise
 from sdd_jax.sampling.virtual_inversion import edit_friendly_decode, edit_friendly_maps
 from sdd_jax.sampling.virtual_inversion import infedit as follow_infedit
-from sdd_jax.types import Frozen, ModelBundle
+from sdd_jax.types import Frozen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,10 @@ class EditFriendly(Stepped):
         if not 0 <= self.skip < 1:
             raise ValueError(f"skip={self.skip} is a share of the steps: give 0 up to below 1")
 
-    def source_scale(self, model: ModelBundle) -> float:
-        """Guidance of the noise maps: the published share of the model's scale, 3.5 of 15, and 1 at least."""
-        usual = max(1.0, usual_guidance(model, 15.0) * 3.5 / 15)
-        return usual if self.source_guidance is None else self.source_guidance
+    def source_scale(self, request: EditRequest) -> float:
+        """Guidance of the noise maps: the published share of the edit's scale, 3.5 of 15, and 1 at least."""
+        share = max(1.0, self.scale(request, 15.0) * 3.5 / 15)
+        return scale_of(request, self.source_guidance, share, "source_guidance")
 
     @property
     def skipped(self) -> int:
@@ -95,9 +95,10 @@ class InfEdit(PromptControlled, Stepped):
 def sdedit(request: EditRequest) -> EditResult:
     """Noises the image part of the way and denoises it under the target prompt."""
     options, model = options_of(request, SDEdit), request.model
+    w = jnp.float32(options.scale(request))
     z = _sdedit(
-        Static(model), program_of(options), request.frozen, encode(request), texts(request, request.target),
-        jnp.float32(options.scale(model)), jax.random.key(request.seed),
+        Static(model), program_of(options), request.frozen, encode(request), texts(request, request.target), w,
+        jax.random.key(request.seed),
     )  # fmt: skip
     return EditResult(decode(request, z), passes(model) * options.count)
 
@@ -115,10 +116,10 @@ def _sdedit(
 def edit_friendly(request: EditRequest) -> EditResult:
     """Extracts the sampler's noise maps under the source prompt and follows them under the target's."""
     options, model = options_of(request, EditFriendly), request.model
+    source_w, w = (jnp.float32(scale) for scale in (options.source_scale(request), options.scale(request, 15.0)))
     z = _edit_friendly(
         Static(model), dataclasses.replace(program_of(options), source_guidance=None), request.frozen,
-        encode(request), texts(request, request.source), texts(request, request.target),
-        jnp.float32(options.source_scale(model)), jnp.float32(options.scale(model, 15.0)),
+        encode(request), texts(request, request.source), texts(request, request.target), source_w, w,
         jax.random.key(request.seed),
     )  # fmt: skip
     return EditResult(decode(request, z), passes(model) * (2 * options.steps - options.skipped))
@@ -146,12 +147,12 @@ def _edit_friendly(
 def infedit(request: EditRequest) -> EditResult:
     """Corrects the image, step by step, by the difference of target's and source's predictions."""
     options, model = options_of(request, InfEdit), request.model
-    control, blend = options.controls(request, options.steps)
+    (control, blend), w = options.controls(request, options.steps), jnp.float32(options.scale(request))
     if blend is not None:
         raise ValueError("--option blend_source: infedit has no blend; leave it out, or use p2p")
     z = _infedit(
         Static(model), program_of(options), request.frozen, encode(request), texts(request, request.source),
-        texts(request, request.target), jnp.float32(options.scale(model)), control, jax.random.key(request.seed),
+        texts(request, request.target), w, control, jax.random.key(request.seed),
     )  # fmt: skip
     return EditResult(decode(request, z), 2 * passes(model) * options.steps)
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jax
 
 from sdd_jax.config import validate
-from sdd_jax.jobs.editing.methods import EditRequest, usual_guidance
+from sdd_jax.jobs.editing.methods import EditRequest, scale_of, usual_guidance
 from sdd_jax.sampling.attention_control import LocalBlend, PromptToPrompt, control_steps
 from sdd_jax.sampling.editing import Guidance, dynamic_guidance
 from sdd_jax.sampling.prompt_alignment import local_blend, prompt_to_prompt
@@ -37,9 +37,9 @@ class Scaled:
     def __post_init__(self) -> None:
         check_shares(self, "tau")
 
-    def scale(self, model: ModelBundle, published: float = 7.5) -> float:
-        """The guidance scale for a model."""
-        return usual_guidance(model, published) if self.guidance is None else self.guidance
+    def scale(self, request: EditRequest, published: float = 7.5) -> float:
+        """The guidance scale of a request; ValueError for one that its model was not trained at."""
+        return scale_of(request, self.guidance, usual_guidance(request.model, published))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

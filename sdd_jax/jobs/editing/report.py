@@ -50,7 +50,10 @@ class Measurement(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Editor:
-    """Methods on a model. options: of methods, `key` for all of them or `method.key` for one."""
+    """Methods on a model. options: of methods, `key` for all of them or `method.key` for one.
+
+    kept: of each batch, what methods keep for the next run on the same pictures with other options; None: nothing.
+    """
 
     model: ModelBundle
     frozen: Frozen
@@ -58,6 +61,7 @@ class Editor:
     options: Mapping[str, Any]
     seed: int = 0
     batch: int = 16
+    kept: dict[int, dict[Any, Any]] | None = None
 
     def options_of(self, method: str) -> dict[str, Any]:
         """The options of one method; ValueError for those of a method that is not run."""
@@ -84,6 +88,7 @@ class Editor:
                 target=tuple(target[row] for row in rows),
                 seed=self.seed,
                 options=options,
+                kept=None if self.kept is None else self.kept.setdefault(start, {}),
             )
             return edit(method, request)
 

@@ -66,10 +66,10 @@ def icd(request: EditRequest) -> EditResult:
         return icd_switch(request)
     jumps = _jumps(request)
     options, model = options_of(request, InvertibleEdit), request.model
+    w = jnp.float32(options.scale(request, 20.0))
     z = _controlled(
         Static(model), program_of(options), request.frozen, encode(request), texts(request, request.source),
-        texts(request, request.target), jnp.float32(options.scale(model, 20.0)), jax.random.key(request.seed),
-        *options.controls(request, jumps),
+        texts(request, request.target), w, jax.random.key(request.seed), *options.controls(request, jumps),
     )  # fmt: skip
     return EditResult(decode(request, z), 3 * jumps)
 
@@ -78,9 +78,10 @@ def icd_switch(request: EditRequest) -> EditResult:
     """iCD's edit without attention control: the source prompt first, then the target's."""
     jumps = _jumps(request)
     options, model = options_of(request, SwitchedEdit), request.model
+    w = jnp.float32(options.scale(request, 8.0))
     z = _switched(
         Static(model), options.tau, request.frozen, encode(request), texts(request, request.source),
-        texts(request, request.target), jnp.float32(options.scale(model, 8.0)), jax.random.key(request.seed),
+        texts(request, request.target), w, jax.random.key(request.seed),
     )  # fmt: skip
     return EditResult(decode(request, z), 2 * jumps)
 

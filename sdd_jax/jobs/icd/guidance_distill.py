@@ -24,7 +24,7 @@ from sdd_jax.diffusion.schedule import Schedule, add_noise
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
-from sdd_jax.jobs.editing.methods import frozen_of
+from sdd_jax.jobs.editing.methods import TrainedScales, frozen_of
 from sdd_jax.jobs.streams.captioned import CaptionedPortraits, captioned_data, captioned_stream, title, token_ids
 from sdd_jax.models.bundle import make_bundle
 from sdd_jax.models.load import load
@@ -77,7 +77,8 @@ def editing_model(job: Job, params: Params) -> tuple[ModelBundle, Frozen]:
     """The student as a model to edit with: one pass where its teacher takes two."""
     objective = job.objective
     assert isinstance(objective, GuidanceDistillation)
-    return objective.student, {**job.frozen, "teacher": {"unet": objective.student_unet(params, job.frozen)}}
+    unet, scales = objective.student_unet(params, job.frozen), TrainedScales(objective.scales, objective.interval)
+    return objective.student, {**job.frozen, "teacher": {"unet": unet}, "scales": scales}
 
 
 def _export(objective: GuidanceDistillation, frozen: Frozen, params: Params, directory: Path) -> None:

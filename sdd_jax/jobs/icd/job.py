@@ -19,7 +19,7 @@ from sdd_jax.config import validate
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries, solver_grid
 from sdd_jax.images import write_grid
-from sdd_jax.jobs.editing.methods import Static, frozen_of, guided_unet, usual_guidance
+from sdd_jax.jobs.editing.methods import Static, TrainedScales, frozen_of, guided_unet, usual_guidance
 from sdd_jax.jobs.icd.guidance_distill import heldout_ids, heldout_images
 from sdd_jax.jobs.icd.teacher import MODELS, PartnerConfig, TeacherConfig, open_partner, open_teacher
 from sdd_jax.jobs.streams.captioned import CaptionedPortraits, captioned_data, captioned_stream, title, token_ids
@@ -86,11 +86,12 @@ def unet_of(objective: ICD, params: Params, frozen: Frozen, name: str) -> Params
 
 
 def editing_model(job: Job, params: Params) -> tuple[ModelBundle, Frozen]:
-    """The run as a model to edit with: its teacher's frozen parts, and 'forward', 'reverse' and 'boundaries'."""
+    """The run as a model to edit with: its teacher's frozen parts, and 'forward', 'reverse', 'boundaries', 'scales'."""
     objective = job.objective
     assert isinstance(objective, ICD)
     unets = {name: unet_of(objective, params, job.frozen, name) for name in MODELS}
-    return objective.model, {**job.frozen, **unets, "boundaries": objective.boundaries}
+    scales = TrainedScales(objective.scales)
+    return objective.model, {**job.frozen, **unets, "boundaries": objective.boundaries, "scales": scales}
 
 
 def scale_over_time(
@@ -145,10 +146,7 @@ def draw(job: Job, params: Params, prompt: str, samples: int, seed: int, guidanc
     objective = job.objective
     assert isinstance(objective, ICD)
     w = usual_scale(objective) if guidance is None else guidance
-    if w not in objective.scales:
-        raise ValueError(
-            f"--guidance={w:g}: this model was trained at {', '.join(f'{one:g}' for one in objective.scales)}"
-        )
+    TrainedScales(objective.scales).check("--guidance", w)
     model = objective.model
     whole = {
         **job.frozen, "reverse": unet_of(objective, params, job.frozen, "reverse"), "boundaries": objective.boundaries
@@ -167,8 +165,7 @@ def route_of(model: ModelBundle, boundaries: Boundaries) -> BoundaryRoute:
 
 def usual_scale(objective: ICD) -> float:
     """The trained scale that is nearest to the model's usual one."""
-    usual = usual_guidance(objective.model, 8.0)
-    return min(objective.scales, key=lambda w: abs(w - usual))
+    return TrainedScales(objective.scales).nearest(usual_guidance(objective.model, 8.0))
 
 
 def _previews(objective: ICD) -> Previews:
