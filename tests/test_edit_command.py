@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sdd_jax import edit
+from sdd_jax.data.edit_pairs import edit_pairs
 from sdd_jax.evals.editing import CEILING
 from sdd_jax.jobs.editing import methods as editing
 from sdd_jax.jobs.editing.methods import EditResult
@@ -66,26 +67,29 @@ def test_methods_on_portraits(tiny_world, tmp_path, capsys, monkeypatch):
     assert "| invert |" in capsys.readouterr().out and (tmp_path / "editing.png").is_file()
 
 
-def test_answers_are_shown_together(tiny_world, tiny_model, tmp_path, array_cache, monkeypatch):
-    """Rows measured one after the other share a grid; the frames of a table have no row of their own."""
-    known = {name: f"test_edit_command:{name}" for name in ("copy", "invert")}
+def remember(request):
+    """A method that counts what it made once for all requests of the same pictures."""
+    request.kept["made"] = request.kept.get("made", 0) + 1
+    return EditResult(request.image, float(request.kept["made"]))
+
+
+def test_methods_are_measured_for_tables(tiny_world, tiny_model, monkeypatch):
+    known = {name: f"test_edit_command:{name}" for name in ("copy", "invert", "remember")}
     monkeypatch.setattr(editing, "METHODS", known)
-    monkeypatch.setattr(edit_measures, "METHODS", known)
     monkeypatch.setattr(edit_measures, "load", lambda name: tiny_model)
-    where = {"model": str(tiny_world), "world": str(tiny_world), "grid": str(tmp_path / "grid.png")}
+    where = {"model": str(tiny_world), "world": str(tiny_world)}
     asked = {**where, "samples": 2, "edits": ("accessory=hat", "weather=snowing")}
-    heights, found = [], {}
-    for method in ("source", "copy", "invert"):
-        settings = {"settings": {"evaluations": 6}} if method == "invert" else {}
-        found[method] = edit_measures.editing(None, 0, {**asked, **settings, "method": method})
-        with Image.open(tmp_path / "grid.png") as grid:
-            heights.append(grid.height)
-    assert np.diff(heights).tolist() == [66, 66]
+    found = {name: edit_measures.editing(None, 0, {**asked, "method": name}) for name in ("source", "copy")}
     assert found["source"].items() < found["copy"].items() and found["copy"]["success"] == np.mean(
         [found["copy"][f"success, {edit}"] for edit in asked["edits"]]
     )
     curve = edit_measures.editing_curve(None, 1, {**where, "samples": 1, "method": "invert", "points": POINTS})
-    assert curve["evaluations@0.2"] == 3 * curve["evaluations@0.4"] > 0
+    assert curve["evaluations@0.2"] == 3 * curve["evaluations@0.4"] > 0 and "seconds" in found["copy"]
+    assert not [name for name in curve if name.startswith("seconds")], "points share work"
+    shared = edit_measures.editing_curve(None, 1, {**where, "samples": 1, "method": "remember", "points": POINTS})
+    assert shared["evaluations@0.4"] > shared["evaluations@0.2"], "a batch is kept from point to point"
+    pairs = edit_pairs(("accessory=hat",), 2)
+    np.testing.assert_array_equal(edit_measures.answers(None, 0, {**asked, "method": "copy"}, pairs), pairs.image)
     with pytest.raises(ValueError, match="options.point is not a field of EditingOptions"):
         edit_measures.editing(None, 0, {**asked, "method": "copy", "point": 1})
 

@@ -20,7 +20,7 @@ from sdd_jax.config import defaults_of, load_config
 from sdd_jax.diffusion.timegrid import BOUNDARIES
 from sdd_jax.images import to_uint8
 from sdd_jax.jobs.editing import models
-from sdd_jax.jobs.editing.methods import EditResult, Static
+from sdd_jax.jobs.editing.methods import EditResult, Static, TrainedScales
 from sdd_jax.jobs.icd import guidance_distill as stage1
 from sdd_jax.jobs.icd import job as stage2
 from sdd_jax.jobs.icd import measures, subjects, teacher
@@ -209,10 +209,10 @@ def test_evaluate_measures_both_stages(runs, opened, tiny_world, capsys, monkeyp
     assert set(report) == {"relative_rmse@1", "relative_rmse@3", "student_f", "teacher_f"}
     assert report["teacher_f"] == 2 and 1 <= report["student_f"] < 1.05, "half the cost"
     assert "| 3 |" in capsys.readouterr().out and (runs[0] / "evaluation" / "grid.png").is_file()
-
     assert evaluate.main([f"--workdir={runs[1]}", "--samples=2", "--guidance=1", f"--world={tiny_world}"]) == 0
     (row,) = json.loads((runs[1] / "evaluation" / "metrics.json").read_text())["rows"].values()
-    assert {"psnr", "ssim", "mse", "clip_distance", "nll", "attributes", "clip_score", "frechet"} == set(row)
+    drawn = {"attributes", "clip_score", "frechet"}
+    assert set(row) == {"psnr", "ssim", "mse", "clip_distance", "latent_mse", "nll", *drawn}
     assert all(np.isfinite(value) for value in row.values()) and "| w = 1 |" in capsys.readouterr().out
 
 
@@ -222,9 +222,9 @@ def test_schedules_of_a_run_frame_inversion_and_generation(runs, opened, tiny_wo
     points = {"0": {"tau": 0.0}, "1": {}}
     found = measures.schedules(runs[1], 0, {**asked, "w": 2.0, "generation": True, "points": points})
     off, constant = (measures.inversion(runs[1], 0, {**asked, "w": w}) for w in (1.0, 2.0))
-    for name in ("mse", "psnr"):
+    for name in ("mse", "psnr", "latent_mse"):
         assert found[f"{name}@0"] == pytest.approx(off[name]) and found[f"{name}@1"] == pytest.approx(constant[name])
-    assert found["mse@0"] != found["mse@1"] and found["w"] == constant["w"] == 2
+    assert found["mse@0"] != found["mse@1"] and found["latent_mse@0"] != found["latent_mse@1"]
     assert found["clip_score@1"] == pytest.approx(measures.generation(runs[1], 0, {**asked, "w": 2.0})["clip_score"])
     assert measures.inversion(runs[1], 1, {**asked, "w": 1.0})["mse"] != off["mse"], "a seed has portraits of its own"
     with pytest.raises(ValueError, match="is a 'guidance_distill' run: this measures runs of iCD's stage 2"):
@@ -240,7 +240,7 @@ def test_a_run_is_measured_at_its_checkpoints(runs, opened, tiny_world):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measures, "params_at", lambda workdir, step: params)
         found = measures.training(runs[1], 0, {"samples": 2, "world": str(tiny_world), "w": 2.0})
-    assert set(found) == {f"{name}@{step}" for name in ("frechet", "mse", "psnr") for step in (0, 2)}
+    assert set(found) == {f"{name}@{step}" for name in ("frechet", "mse", "psnr", "latent_mse") for step in (0, 2)}
     assert found["mse@0"] != found["mse@2"], "the start is the untrained student"
 
 
@@ -258,6 +258,7 @@ def test_edit_takes_both_models_from_a_run(runs, opened, tmp_path, monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, frozen[name], merged)
     assert edit.main([*arguments, f"--out={tmp_path / 'out.png'}", "--option", "x=1", f"--workdir={runs[0]}"]) == 0
     assert asked[1].model.configs["unet"]["time_cond_proj_dim"] == 512 and asked[1].options == {"x": 1}
+    assert asked[1].frozen["scales"] == frozen["scales"] == TrainedScales((1.0, 2.0, 3.0, 4.0, 6.0))
 
 
 def test_sample_with_a_run(runs, opened, tmp_path, capsys, monkeypatch):

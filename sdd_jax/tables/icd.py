@@ -2,16 +2,19 @@
 
 Pictures are held-out portraits under their canonical captions, others for every sampling seed. LPIPS and DINOv2 are
 replaced by PSNR, SSIM and the distance of the world's own CLIP, FID by the Frechet distance of its embeddings,
-ImageReward by the classifier's attribute accuracy.
+ImageReward by the classifier's attribute accuracy. PSNR levels off at the autoencoder's own error, the error of the
+latents does not: the orderings of table 2 are claimed of both, and hold where every run shows them (`paired`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdd_jax.tables.claims import beyond, close, every, gap, order
+from sdd_jax.tables.claims import beyond, close, every
+from sdd_jax.tables.icd_checks import at_most_share
 from sdd_jax.tables.icd_rows import (
-    CHOSEN_W,
+    AT_W,
+    CEILING,
     DISTILLATION,
     DYNAMIC,
     ENCODING,
@@ -30,25 +33,27 @@ from sdd_jax.tables.icd_rows import (
     TWO,
     WITH_BOTH,
     WITH_LF,
+    W,
 )
+from sdd_jax.tables.paired import in_every_seed, leads_in_every_seed
 from sdd_jax.tables.types import Claim, Column, Row, Table, Training
 
-NOTE = f"{CHOSEN_W}; d.CFG: tau = {TAU:g}."
+NOTE = f"{AT_W}; d.CFG: tau = {TAU:g}."
 INVERTED = (
     Column(metric="psnr", title="PSNR", better="higher"),
     Column(metric="ssim", title="SSIM", better="higher"),
     Column(metric="clip_distance", title="CLIP distance", better="lower"),
+    Column(metric="latent_mse", title="MSE of latents", better="lower"),
 )
-CHOSEN = Column(metric="w")
 
 ENCODINGS: dict[str, dict[str, Any]] = {
     "no CFG": {},
-    "d.CFG, tau = 0.6": {"encoding_w": None, "encoding_tau": 0.6},
-    "d.CFG, tau = 0.8": {"encoding_w": None, "encoding_tau": 0.8},
-    "CFG": {"encoding_w": None},
+    "d.CFG, tau = 0.6": {"encoding_w": W, "encoding_tau": 0.6},
+    "d.CFG, tau = 0.8": {"encoding_w": W, "encoding_tau": 0.8},
+    "CFG": {"encoding_w": W},
 }
 DECODINGS: dict[str, dict[str, Any]] = {
-    "off": {"w": 1.0}, "0.6": {"w": None, "tau": 0.6}, "0.8": {"w": None, "tau": 0.8}, "constant": {"w": None}
+    "off": {"w": 1.0}, "0.6": {"w": W, "tau": 0.6}, "0.8": {"w": W, "tau": 0.8}, "constant": {"w": W}
 }  # fmt: skip
 _AT = {"off": "no CFG", "0.6": "d.CFG tau = 0.6", "0.8": "d.CFG tau = 0.8", "constant": "CFG"}
 _LESS = tuple(ENCODINGS)[:-1]
@@ -57,7 +62,7 @@ TABLE1 = Table(
     name="icd-table1",
     title="Guidance at the encoder: what DDIM draws from encoded noise",
     paper="iCD, table 1",
-    note=f"{CHOSEN_W}. The paper's rows are columns here. Frechet distance of 256 pictures in place of FID-5k.",
+    note=f"{AT_W}. The paper's rows are columns here. Frechet distance of 256 pictures in place of FID-5k.",
     rows=tuple(
         Row(
             name=name,
@@ -75,16 +80,18 @@ TABLE1 = Table(
         *(
             Claim(
                 text=f"decoded with {_AT[name]}: latents of encoding with full CFG are the worst",
-                check=order(f"frechet_{name}", _LESS, "CFG", better="lower"),
+                check=in_every_seed(f"frechet_{name}", _LESS, "CFG", better="lower"),
             )
             for name in DECODINGS
         ),
         Claim(
             text="the more guidance at the encoder, the less likely the latent",
-            check=order("nll", *ENCODINGS, better="lower"),
+            check=in_every_seed("nll", *ENCODINGS, better="lower"),
         ),
     ),
 )
+
+_ERRORS = (("psnr", "PSNR", "higher"), ("latent_mse", "the latents", "lower"))
 
 TABLE2 = Table(
     name="icd-table2",
@@ -92,6 +99,7 @@ TABLE2 = Table(
     paper="iCD, table 2",
     note=NOTE,
     rows=(
+        Row(name="autoencoder", evaluation=CEILING, note="no inversion: what PSNR, SSIM and CLIP distance can reach"),
         Row(name="DDIM50", evaluation=INVERSION, note="unguided, as A to G"),
         Row(name="A: 2 steps", training=TWO, evaluation=INVERSION, seeds=TWICE),
         Row(name="B: 3 steps", training=THREE, evaluation=INVERSION, seeds=TWICE),
@@ -106,38 +114,48 @@ TABLE2 = Table(
         Row(name="J: I + L_f", training=WITH_LF, evaluation=INVERSION, seeds=TWICE, options=DYNAMIC),
         Row(name="K: J + L_r", training=WITH_BOTH, evaluation=INVERSION, seeds=TWICE, options=DYNAMIC),
     ),
-    columns=(*INVERTED, CHOSEN),
+    columns=(*INVERTED, Column(metric="nll", title="NLL of the latent", better="lower")),
     claims=(
         Claim(
             text="more steps invert better: A < B < C",
-            check=order("psnr", "C: 4 steps", "B: 3 steps", "A: 2 steps", better="higher"),
+            check=in_every_seed("psnr", "C: 4 steps", "B: 3 steps", "A: 2 steps", better="higher"),
         ),
         Claim(
             text="without forward CD, L_f alone is worst",
-            check=order(
+            check=in_every_seed(
                 "psnr", ("A: 2 steps", "B: 3 steps", "C: 4 steps", "F: C + L_f", "G: F + L_r"),
                 "E: L_f without forward CD", better="higher",
             ),
         ),
-        Claim(
-            text="both preservation losses help: C < F < G",
-            check=order("psnr", "G: F + L_r", "F: C + L_f", "C: 4 steps", better="higher"),
+        *(
+            Claim(
+                text=f"both preservation losses help: C < F < G, in {what}",
+                check=in_every_seed(metric, "G: F + L_r", "F: C + L_f", "C: 4 steps", better=better),
+            )
+            for metric, what, better in _ERRORS
         ),
         Claim(text="G is near the teacher", check=close("psnr", "G: F + L_r", "DDIM50", margin=1.0)),
-        Claim(
-            text="guided, every addition helps: H < I < J < K",
-            check=order("psnr", "K: J + L_r", "J: I + L_f", "I: H + d.CFG", "H: 4 steps, guided", better="higher"),
+        *(
+            Claim(
+                text=f"guided, every addition helps: H < I < J < K, in {what}",
+                check=in_every_seed(
+                    metric, "K: J + L_r", "J: I + L_f", "I: H + d.CFG", "H: 4 steps, guided", better=better
+                ),
+            )
+            for metric, what, better in _ERRORS
         ),
         Claim(
             text="dynamic guidance is the largest single gain",
             check=every(
-                gap("psnr", ("I: H + d.CFG", "H: 4 steps, guided"), ("J: I + L_f", "I: H + d.CFG"), better="higher"),
-                gap("psnr", ("I: H + d.CFG", "H: 4 steps, guided"), ("K: J + L_r", "J: I + L_f"), better="higher"),
+                *(
+                    leads_in_every_seed("psnr", ("I: H + d.CFG", "H: 4 steps, guided"), other, better="higher")
+                    for other in (("J: I + L_f", "I: H + d.CFG"), ("K: J + L_r", "J: I + L_f"))
+                )
             ),
         ),
         Claim(
             text="dynamic guidance lifts plain DDIM too",
-            check=order("psnr", "DDIM50, guided, d.CFG", "DDIM50, guided", better="higher"),
+            check=in_every_seed("psnr", "DDIM50, guided, d.CFG", "DDIM50, guided", better="higher"),
         ),
     ),
 )  # fmt: skip
@@ -150,7 +168,8 @@ TABLE4 = Table(
     name="icd-table4",
     title="Generation with dynamic guidance",
     paper="iCD, table 4",
-    note=f"{CHOSEN_W}. The name of a CD says for which tau its jumps start where they do.",
+    note=f"{AT_W}. The name of a CD says for which tau its jumps start where they do. Attribute accuracy saturates: "
+    "what dynamic guidance costs is read in the CLIP score.",
     rows=(
         Row(name="DDIM50", evaluation=GENERATION, options={**_DRAWN, **GUIDED}, minutes=4.0),
         *(
@@ -169,16 +188,14 @@ TABLE4 = Table(
         Column(metric="frechet", title="Frechet", better="lower"),
         Column(metric="clip_score", title="CLIP score", better="higher"),
         Column(metric="attributes", better="higher"),
-        CHOSEN,
     ),
     claims=(
         *(
             Claim(
                 text=f"{name}: dynamic guidance improves FID and degrades what the captions ask for",
                 check=every(
-                    order("frechet", f"{name} + d.CFG", name, better="lower"),
-                    order("clip_score", name, f"{name} + d.CFG", better="higher"),
-                    order("attributes", name, f"{name} + d.CFG", better="higher"),
+                    in_every_seed("frechet", f"{name} + d.CFG", name, better="lower"),
+                    in_every_seed("clip_score", name, f"{name} + d.CFG", better="higher"),
                 ),
             )
             for name in _GENERATED
@@ -210,7 +227,7 @@ TABLE5 = Table(
             for how, options in _DECODED.items()
         ),
     ),
-    columns=(*INVERTED, CHOSEN),
+    columns=INVERTED,
     claims=tuple(
         Claim(
             text=f"{how}: three steps invert about as well as four",
@@ -235,6 +252,9 @@ STAGE1_TABLE = Table(
             text="the student is within 5% of the two-pass guided prediction at every trained scale",
             check=every(*(beyond(f"relative_rmse@{w}", "student", 0.05, better="lower") for w in SCALES)),
         ),
-        Claim(text="at half the cost", check=beyond("student_f", "student", 1.05, better="lower")),
+        Claim(
+            text="at half the cost, but for the projection of w",
+            check=at_most_share("student_f", "student", of="teacher_f", share=0.525),
+        ),
     ),
 )

@@ -1,46 +1,43 @@
-"""Checks of iCD's claims along curves, beside those of `claims`: points are metrics `metric@x` of a row.
+"""Checks of iCD's claims, beside those of `claims`, `paired` and `curves`: points are metrics `metric@x` of a row.
 
 | check | holds when |
 | --- | --- |
-| `rises(metric, row)` | with x the metric never falls by more than the seeds' spread, and is higher at the end |
+| `rises(metric, row)` | with x the metric never falls in every run, and is higher at the end in every run |
 | `exponential(metric, row)` | a straight line in x fits the metric's logarithm better than the metric |
-| `undominated(x, row, ...)` | no point of the rows beats the row's at x in both of two metrics |
-| `comparable(metric, row, others, ...)` | where both succeed equally often, it is no worse than most of the others |
-| `settles(metric, row)` | the last stretch between points changes the metric by a small share of the whole way |
+| `undominated(x, row, ...)` | no point of the rows beats the row's at x in both of two metrics in every run |
+| `at_most_share(metric, row, of=...)` | a metric of a row is at most a share of another one of it |
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from sdd_jax.tables.claims import Unmeasured
-from sdd_jax.tables.curves import LEAST, curve, read_at
+from sdd_jax.tables.claims import Unmeasured, read
+from sdd_jax.tables.paired import always
 from sdd_jax.tables.types import Check, Measured, Stat, Verdict
 
 Points = list[tuple[float, Stat]]
 
 
-def points(measured: Measured, row: str, metric: str) -> Points:
-    """(x, value) of a row's `metric@x` by x; Unmeasured for fewer than two."""
+def points(measured: Measured, row: str, metric: str, least: int = 2) -> Points:
+    """(x, value) of a row's `metric@x` by x; Unmeasured for fewer than `least`."""
     found = [
         (float(name.partition("@")[2]), value) for name, value in measured[row].items() if name.startswith(f"{metric}@")
     ]
-    if len(found) < 2:
+    if len(found) < least:
         raise Unmeasured(f"{row} did not measure {metric} along a curve")
     return sorted(found, key=lambda point: point[0])
 
 
 def rises(metric: str, row: str) -> Check:
-    """With x the metric rises: no step back beyond the seeds' spread, and on the whole more than it."""
+    """With x the metric rises: no step back that every run makes, and on the whole a rise in every run."""
 
     def decide(measured: Measured) -> Verdict:
         found = points(measured, row, metric)
         values = [value for _, value in found]
-        falling = any(_beats(before, after, 1) for before, after in zip(values, values[1:], strict=False))
+        falling = any(always(_above, before, after) for before, after in zip(values, values[1:], strict=False))
         shown = ", ".join(f"{x:g}: {value}" for x, value in found)
-        return Verdict(_beats(values[-1], values[0], 1) and not falling, f"{row}, {metric} at {shown}")
+        return Verdict(always(_above, values[-1], values[0]) and not falling, f"{row}, {metric} at {shown}")
 
     return Check((row,), decide)
 
@@ -61,9 +58,9 @@ def exponential(metric: str, row: str) -> Check:
 
 
 def undominated(
-    x: float, row: str, others: tuple[str, ...], *, lower: str = "mse", higher: str = "attributes"
+    x: float, row: str, others: tuple[str, ...], *, lower: str = "mse", higher: str = "clip_score"
 ) -> Check:
-    """No point of the rows is better than the row's at x in both metrics by more than the seeds' spread."""
+    """No point of the rows is better than the row's at x in both metrics in every run."""
 
     def decide(measured: Measured) -> Verdict:
         mine = tuple(dict(points(measured, row, metric)).get(x) for metric in (lower, higher))
@@ -71,9 +68,11 @@ def undominated(
             raise Unmeasured(f"{row} did not measure {lower} and {higher} at {x:g}")
         better = []
         for name in dict.fromkeys((row, *others)):
-            up = dict(points(measured, name, higher))
-            for at, low in points(measured, name, lower):
-                if at in up and _beats(low, mine[0], -1) and _beats(up[at], mine[1], 1):
+            up = dict(points(measured, name, higher, least=1))
+            for at, low in points(measured, name, lower, least=1):
+                if at not in up or (name, at) == (row, x):
+                    continue
+                if always(_above, mine[0], low) and always(_above, up[at], mine[1]):
                     better.append(f"{name} at {at:g} ({lower} {low}, {higher} {up[at]})")
         shown = f"{row} at {x:g}: {lower} {mine[0]}, {higher} {mine[1]}"
         return Verdict(not better, f"{shown}; better in both: {'; '.join(better) or 'none'}")
@@ -81,49 +80,19 @@ def undominated(
     return Check(tuple(dict.fromkeys((row, *others))), decide)
 
 
-def comparable(metric: str, row: str, others: tuple[str, ...], *, margin: float, level: str = "success") -> Check:
-    """The row's `metric` is no lower than another's minus `margin` where both reach one `level`, for most others.
-
-    Read as `curves.at_equal` reads; Unmeasured where a row never reaches `curves.LEAST`. Most: more than half.
-    """
+def at_most_share(metric: str, row: str, *, of: str, share: float) -> Check:
+    """A row's metric is at most `share` of another metric of it."""
 
     def decide(measured: Measured) -> Verdict:
-        holds, shown = [], []
-        for other in others:
-            paths = [curve(measured, name, level, metric) for name in (row, other)]
-            reached = min(max(point.level.mean for point in path) for path in paths)
-            if reached < LEAST:
-                raise Unmeasured(f"{row} or {other} reaches {level} {reached:.3g} at most, asked {LEAST:g}")
-            one, two = (read_at(path, reached) for path in paths)
-            holds.append(one.value.mean >= two.value.mean - margin)
-            shown.append(
-                f"{one.value.mean:.4g} at {level} {one.level.mean:.3g}, {other} {two.value.mean:.4g} at "
-                f"{two.level.mean:.3g}"
-            )
-        return Verdict(
-            sum(holds) > len(holds) / 2,
-            f"{metric} of {row} within {margin:g} for {sum(holds)} of {len(holds)}: {'; '.join(shown)}",
-        )
-
-    return Check((row, *others), decide)
-
-
-def settles(metric: str, row: str, *, share: float = 0.1) -> Check:
-    """Between the last two points the metric changes by at most `share` of its way from the first to the last."""
-
-    def decide(measured: Measured) -> Verdict:
-        values = [value.mean for _, value in points(measured, row, metric)]
-        whole, last = abs(values[-1] - values[0]), abs(values[-1] - values[-2])
-        shown = ", ".join(f"{x:g}: {value}" for x, value in points(measured, row, metric))
-        return Verdict(
-            whole > 0 and last <= share * whole, f"{row}, {metric} at {shown}; last {last:.3g} of {whole:.3g}"
-        )
+        one, whole = read(measured, row, metric), read(measured, row, of)
+        part = one.mean / whole.mean
+        return Verdict(part <= share, f"{row}: {metric} {one}, {of} {whole}: {part:.3g} of it, asked {share:g} or less")
 
     return Check((row,), decide)
 
 
-def _beats(one: Stat, other: Stat, sign: int) -> bool:
-    return sign * (one.mean - other.mean) > math.hypot(one.spread, other.spread)
+def _above(one: float, other: float) -> bool:
+    return one > other
 
 
 def _explained(x: np.ndarray, y: np.ndarray) -> float:

@@ -4,6 +4,9 @@ Attribute edits of held-out portraits against the same individuals drawn with th
 COCO: success, as the classifier reads it, stands for the CLIP score of the target prompt; preservation of the other
 attributes and PSNR outside of what changes for the DINOv2 distance to the original. Curves have P2P's shares of
 controlled steps on x (edit-friendly's share of skipped steps), larger is closer to the source.
+
+An edit that changes little keeps everything, and in PSNR lies near the answer where the answer lies near the source: no
+claim reads what is kept without success beside it.
 """
 
 from __future__ import annotations
@@ -12,12 +15,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdd_jax.tables.claims import every, not_worse, order
-from sdd_jax.tables.icd_checks import comparable
-from sdd_jax.tables.icd_rows import CHOSEN_W, EDITING, EDITING_CURVE, FOR_EDITING, THREE_WITH_BOTH, TWICE, WITH_BOTH
+from sdd_jax.tables.curves import comparable
+from sdd_jax.tables.icd_rows import (
+    AT_EDITING_W,
+    EDITING,
+    EDITING_CURVE,
+    EDITING_W,
+    FOR_EDITING,
+    THREE_WITH_BOTH,
+    TWICE,
+    WITH_BOTH,
+)
+from sdd_jax.tables.paired import in_every_seed
 from sdd_jax.tables.types import Claim, Column, Plot, Row, Table, Training
 
-GRID = "results/icd-editing-pictures.png"
-SETTINGS: dict[str, Any] = {"guidance": None}
+SETTINGS: dict[str, Any] = {"guidance": EDITING_W}
 ICD, SWITCH, RENOISE = "iCD, 8 steps", "iCD, prompt switch, 8 steps", "renoise"
 RIVALS = ("p2p", "npi", "nti", "edit-friendly", "infedit", RENOISE, "ddib", "sdedit", "masactrl", "pnp")
 _MINUTES = {"nti": 17.0, RENOISE: 7.0}
@@ -35,9 +47,9 @@ NO_HUMANS = "people's preferences cannot be computed"
 
 def _edited(name: str, method: str = "", training: Training | None = None, **fields: Any) -> Row:
     method = method or name
-    options: dict[str, Any] = {"method": method, "grid": GRID}
-    options |= {"settings": SETTINGS} if method not in ("source", "autoencoder") else {}
-    minutes = 1.5 if training or len(options) < 3 else _MINUTES.get(method, 4.0)
+    frames = method in ("source", "autoencoder")
+    options: dict[str, Any] = {"method": method} if frames else {"method": method, "settings": SETTINGS}
+    minutes = 1.5 if training or frames else _MINUTES.get(method, 4.0)
     return Row(name=name, training=training, evaluation=EDITING, options=options, minutes=minutes, **fields)
 
 
@@ -50,8 +62,8 @@ METHODS = Table(
     name="icd-editing",
     title="Editing methods",
     paper="iCD, section 4.2 (all the methods that it names or builds on)",
-    note=f"{CHOSEN_W}. 72 edits a seed. F: forwards of the UNet an image, of null-text a backward as one. "
-    f"Pictures: [{GRID.split('/')[-1]}]({GRID.split('/')[-1]}).",
+    note=f"{AT_EDITING_W}. 72 edits a seed. F: forwards of the UNet an image, of null-text a backward as one. PSNR "
+    "to the answer also rewards leaving a small edit undone: 'nothing done' has it too.",
     rows=(
         _edited("nothing done", "source"),
         _edited("the answer, through the autoencoder", "autoencoder"),
@@ -79,7 +91,7 @@ TABLE3 = Table(
     name="icd-table3",
     title="Editing without attention control: the prompt switch and ReNoise",
     paper="iCD, table 3",
-    note=f"{CHOSEN_W}. In the paper SDXL; here the embedded teacher, with the methods of table 3.",
+    note=f"{AT_EDITING_W}. In the paper SDXL; here the embedded teacher, with the methods of table 3.",
     rows=(
         _OURS[1],
         _edited(RENOISE, note="of the undistilled teacher, as the paper's ReNoise SDXL"),
@@ -90,12 +102,15 @@ TABLE3 = Table(
     columns=COLUMNS,
     claims=(
         Claim(
-            text="the prompt switch preserves the source better than ReNoise",
+            text="the prompt switch edits no worse than ReNoise and preserves the source better",
             check=every(
-                *(order(metric, SWITCH, RENOISE, better="higher") for metric in ("preservation", "psnr_outside"))
+                not_worse("success", SWITCH, RENOISE, better="higher"),
+                *(
+                    in_every_seed(metric, SWITCH, RENOISE, better="higher")
+                    for metric in ("preservation", "psnr_outside")
+                ),
             ),
         ),
-        Claim(text="and edits no worse", check=not_worse("success", SWITCH, RENOISE, better="higher")),
         Claim(text="with fewer evaluations", check=order("evaluations", SWITCH, RENOISE, better="lower")),
     ),
 )
@@ -112,7 +127,7 @@ def _varied(name: str, method: str, curve: Curve, minutes: float, **fields: Any)
 
 _FOUR = _varied(ICD, "icd", SHARES, 1.0, training=FOR_EDITING, seeds=TWICE)
 _BASELINES = (
-    _varied("NTI", "nti", SHARES, 9.0),
+    _varied("NTI", "nti", SHARES, 4.0),
     _varied("NPI", "npi", SHARES, 2.0),
     _varied("Edit-friendly DDPM", "edit-friendly", SKIPS, 2.5),
     _varied("InfEdit", "infedit", SHARES, 1.0),
@@ -131,7 +146,7 @@ FIG9 = Table(
     name="icd-fig9",
     title="Editing strength against preservation",
     paper="iCD, figure 9",
-    note=f"{CHOSEN_W}. 36 edits a seed.",
+    note=f"{AT_EDITING_W}. 36 edits a seed.",
     rows=(_FOUR, *_BASELINES, Row(name="human preference", not_run=NO_HUMANS)),
     columns=(*_POINTS, Column(metric="evaluations@0.5", title="F", better="lower")),
     claims=(
@@ -149,7 +164,7 @@ FIG12 = Table(
     name="icd-fig12",
     title="Editing with three and four steps",
     paper="iCD, figure 12",
-    note=f"{CHOSEN_W}. Four steps with tau = .8, three with .7, where their jumps start. 36 edits a seed.",
+    note=f"{AT_EDITING_W}. Four steps with tau = .8, three with .7, where their jumps start. 36 edits a seed.",
     rows=(
         _FOUR,
         _varied(

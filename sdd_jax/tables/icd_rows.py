@@ -21,15 +21,20 @@ F_A_SECOND, COMPILATION = 75.0, 2.0
 INVERSION = "sdd_jax.jobs.icd.measures:inversion"
 GENERATION = "sdd_jax.jobs.icd.measures:generation"
 ENCODING = "sdd_jax.jobs.icd.measures:encoding"
+CEILING = "sdd_jax.jobs.icd.measures:ceiling"
 SCHEDULES = "sdd_jax.jobs.icd.measures:schedules"
 TRAINING = "sdd_jax.jobs.icd.measures:training"
 EDITING = "sdd_jax.jobs.icd.edit_measures:editing"
 EDITING_CURVE = "sdd_jax.jobs.icd.edit_measures:editing_curve"
 DISTILLATION = "sdd_jax.jobs.icd.guidance_distill:measure"
 
-GUIDED = {"w": None}
-DYNAMIC = {"w": None, "tau": TAU}
-CHOSEN_W = "Guided rows use one w, chosen by rule (`jobs.icd.subjects.guided_scale`) in place of the paper's 8"
+W, EDITING_W = 2.0, 3.0
+"""Of guided rows: the teacher's attribute shares saturate there (.984, .992, .994 at 1, 1.5, 2) and its diversity falls
+beyond (docs/portraits.md). Of edits: one for all methods, each of which was published with a scale of its own."""
+GUIDED = {"w": W}
+DYNAMIC = {"w": W, "tau": TAU}
+AT_W = f"Guided rows: w = {W:g} in place of the paper's 8"
+AT_EDITING_W = f"All methods are guided at w = {EDITING_W:g}"
 
 COST = {"reverse_weight": 5, "forward_weight": 5, "forward_preservation": 4, "reverse_preservation": 4}
 

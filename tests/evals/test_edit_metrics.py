@@ -8,7 +8,7 @@ import pytest
 from sdd_jax.evals.editing import CEILING, COLUMNS, edit_metrics
 from sdd_jax.evals.generation import generation_metrics
 from sdd_jax.evals.instruments import Readings
-from sdd_jax.evals.inversion import inversion_metrics, normal_nll
+from sdd_jax.evals.inversion import inversion_metrics, normal_nll, picture_metrics
 
 SIZE = 16
 
@@ -71,7 +71,11 @@ def test_pictures_that_change_everywhere_have_no_outside():
 def test_inversion():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(2, 64, 64, 4)).astype(np.float32)
-    metrics = inversion_metrics(Colours(), ORIGINALS + np.float32(0.1), ORIGINALS, noise)
+    latents = rng.normal(size=(2, 4, 4, 4)).astype(np.float32)
+    metrics = inversion_metrics(Colours(), ORIGINALS + np.float32(0.1), ORIGINALS, latents + 0.2, latents, noise)
+    assert metrics["latent_mse"] == pytest.approx(0.04, rel=1e-4)
+    pictures_alone = picture_metrics(Colours(), ORIGINALS + np.float32(0.1), ORIGINALS)
+    assert pictures_alone.items() < metrics.items() and metrics.keys() - pictures_alone == {"latent_mse", "nll"}
     assert metrics["mse"] == pytest.approx(0.01, rel=1e-4)
     assert metrics["psnr"] == pytest.approx(10 * math.log10(400), rel=1e-4)
     assert 0 < metrics["clip_distance"] < 0.1 and metrics["ssim"] < 1

@@ -1,18 +1,17 @@
-"""iCD's tables: every row can be built in its time, and the claims, read at the paper's own figures, hold."""
+"""iCD's tables: every row can be built in its time; claims, read at the paper's own figures where it has any, hold."""
 
 import importlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.jobs import TASKS
-from sdd_jax.jobs.icd.subjects import CANDIDATES
-from sdd_jax.tables import TABLES, find_table, icd, icd_editing, icd_figures, icd_rows
+from sdd_jax.tables import TABLES, find_table, icd, icd_editing, icd_figures, icd_grids, icd_rows
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.claims import judge
-from sdd_jax.tables.icd_checks import comparable, exponential, rises, settles, undominated
-from sdd_jax.tables.types import Claim, Stat
+from sdd_jax.tables.types import stat
 from sdd_jax.train import EngineConfig, engine_config
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +20,13 @@ ROWS = [row for name in NAMES for row in find_table(name).rows]
 TRAININGS = {str(row.training): row.training for row in ROWS if row.training}
 
 
+def twice(value, apart=0.0):
+    """A metric of two runs."""
+    return stat({(0, 0): value - apart / 2, (0, 1): value + apart / 2})
+
+
 def measured(metric, values):
-    return {row: {metric: Stat(value, 0.0, 1)} for row, value in values.items()}
+    return {row: {metric: twice(value)} for row, value in values.items()}
 
 
 def config_of(training):
@@ -51,7 +55,24 @@ def test_a_training_is_a_config_of_fifteen_minutes(training):
 def test_the_scales_are_those_of_stage_1():
     scales = config_of(icd_rows.STAGE1).objective.scales
     assert scales == icd_rows.SCALES == config_of(icd_rows.WITH_BOTH).objective.scales == (1, 2, 3, 4, 6)
-    assert scales[1:] == CANDIDATES
+
+
+def test_guidance_is_written_in_the_options_and_trained():
+    """What enters an evaluation's key: no row is guided at a scale chosen at run time, or that no student has seen."""
+
+    def scales(options):
+        for name, value in options.items():
+            if isinstance(value, dict):
+                yield from scales(value)
+            elif name in ("w", "encoding_w", "guidance"):
+                yield value
+
+    rows = {row.name: list(scales(row.options)) for row in ROWS if not row.not_run}
+    assert set().union(*rows.values()) == {1.0, icd_rows.W, icd_rows.EDITING_W} <= {1.0, *icd_rows.SCALES}
+    frames = ("source", "autoencoder")
+    edits = [row for row in ROWS if "edit" in row.evaluation and row.options["method"] not in frames]
+    assert all(list(scales(row.options)) == [icd_rows.EDITING_W] for row in edits) and len(edits) > 15
+    assert rows["DDIM50, guided"] == rows["H: 4 steps, guided"] == [icd_rows.W] and not rows["C: 4 steps"]
 
 
 def test_a_training_of_several_rows_is_one(tmp_path, monkeypatch):
@@ -93,20 +114,30 @@ PSNR = {
 }  # fmt: skip
 
 
+def inverted(figures):
+    """Rows with these PSNR, and errors of the latents that fall with it."""
+    return {
+        row: {"psnr": twice(value, 4.0), "latent_mse": twice(10 ** (-value / 10))} for row, value in figures.items()
+    }
+
+
 @pytest.mark.parametrize("claim", icd.TABLE2.claims, ids=lambda claim: claim.text)
 def test_the_papers_figures_of_table_2_hold_its_claims(claim):
-    assert judge(claim, measured("psnr", PSNR)).holds
+    """Portraits of the two runs are 4 dB apart, more than most rows: run by run the paper's orderings hold."""
+    assert judge(claim, inverted(PSNR)).holds
     turned = {name: 50 - value for name, value in PSNR.items()}
     near = claim.text == "G is near the teacher"
-    assert judge(claim, measured("psnr", turned)).holds == near
+    assert judge(claim, inverted(turned)).holds == near
     assert judge(claim, {}).holds is None
 
 
-def test_orderings_ask_for_more_than_the_noise_of_seeds():
-    noisy = {row: {"psnr": Stat(value, 0.7, 4)} for row, value in PSNR.items()}
-    holds = {claim.text: judge(claim, noisy) for claim in icd.TABLE2.claims}
-    between = holds["both preservation losses help: C < F < G"]
-    assert not between.holds and "within the seeds' spread 0.99" in between.evidence
+def test_orderings_ask_every_run():
+    rows = inverted(PSNR)
+    rows["F: C + L_f"]["psnr"] = stat({(0, 0): 17.0, (0, 1): 23.5})  # ahead of C on the average, behind it in the first
+    holds = {claim.text: judge(claim, rows) for claim in icd.TABLE2.claims}
+    between = holds["both preservation losses help: C < F < G, in PSNR"]
+    assert not between.holds and "beats C: 4 steps 19.19 ± 2.8 in 1 of 2 runs" in between.evidence
+    assert holds["both preservation losses help: C < F < G, in the latents"].holds
     assert holds["dynamic guidance lifts plain DDIM too"].holds
 
 
@@ -119,7 +150,7 @@ NLL = (1.401, 1.409, 1.415, 1.428)
 
 def test_the_papers_figures_of_table_1_hold_its_claims():
     rows = {
-        name: {"nll": Stat(NLL[i], 0, 1), **{f"frechet_{way}": Stat(FRECHET[way][i], 0, 1) for way in FRECHET}}
+        name: {"nll": twice(NLL[i]), **{f"frechet_{way}": twice(FRECHET[way][i]) for way in FRECHET}}
         for i, name in enumerate(icd.ENCODINGS)
     }
     assert all(judge(claim, rows).holds for claim in icd.TABLE1.claims) and len(icd.TABLE1.claims) == 5
@@ -137,13 +168,11 @@ GENERATED = {
 def test_generation_claims_have_two_sides():
     """The paper's figures; ImageReward, of which 4 steps lose more than 5 points, closer to DDIM's."""
     names = ("frechet", "clip_score", "attributes")
-    rows = {
-        row: {name: Stat(x, 0, 1) for name, x in zip(names, found, strict=True)} for row, found in GENERATED.items()
-    }
+    rows = {row: {name: twice(x) for name, x in zip(names, found, strict=True)} for row, found in GENERATED.items()}
     assert all(judge(claim, rows).holds for claim in icd.TABLE4.claims)
-    same = {row: {**value, "clip_score": Stat(0.25, 0.0, 1)} for row, value in rows.items()}
+    same = {row: {**value, "clip_score": twice(0.25)} for row, value in rows.items()}
     assert [judge(claim, same).holds for claim in icd.TABLE4.claims] == [False] * 3 + [True] * 2
-    worse = {**rows, "CD4, tau .8": {**rows["CD4, tau .8"], "attributes": Stat(0.1, 0, 1)}}
+    worse = {**rows, "CD4, tau .8": {**rows["CD4, tau .8"], "attributes": twice(0.1)}}
     assert [judge(claim, worse).holds for claim in icd.TABLE4.claims][3:] == [False, True]
 
 
@@ -154,66 +183,31 @@ def test_three_steps_invert_as_four_by_the_papers_figures():
     assert not judge(icd.TABLE5.claims[0], measured("psnr", {**found, "3 steps, unguided": 21.0})).holds
 
 
-def curve(metric, values, spread=0.0):
-    return {f"{metric}@{x:g}": Stat(value, spread, 1) for x, value in values.items()}
+def curve(metric, values, apart=0.0):
+    return {f"{metric}@{x:g}": twice(value, apart) for x, value in values.items()}
 
 
 def test_the_threshold_claims_read_the_curve():
     whole, exponent = icd_figures.FIG4.claims
-    rows = {"DDIM50": curve("mse", {tau: 0.01 * 20**tau for tau in icd_figures.TAUS})}
+    growth = {tau: 0.01 * 20**tau for tau in icd_figures.TAUS}
+    rows = {"DDIM50": {**curve("mse", growth), **curve("latent_mse", growth)}}
     assert judge(whole, rows).holds and judge(exponent, rows).holds
-    straight = {"DDIM50": curve("mse", {tau: 0.1 + tau for tau in icd_figures.TAUS})}
-    assert judge(whole, straight).holds and not judge(exponent, straight).holds
-    rows["DDIM50"]["mse@0.2"] = Stat(9.0, 0, 1)
+    straight = {tau: 0.1 + tau for tau in icd_figures.TAUS}
+    rows = {"DDIM50": {**curve("mse", growth), **curve("latent_mse", straight)}}
+    assert not judge(exponent, rows).holds, "the latents' error is read, to which the autoencoder adds nothing"
+    rows["DDIM50"]["mse@0.2"] = twice(9.0)
     assert not judge(whole, rows).holds and judge(whole, {"DDIM50": curve("mse", {1.0: 2.0})}).holds is None
 
 
-def holds(check, rows):
-    return judge(Claim(text="", check=check), rows).holds
-
-
-def test_checks_along_curves():
-    flat, up = curve("m", {0: 1.0, 1: 0.95, 2: 1.5}, 0.1), curve("m", {0: 1.0, 1: 0.5, 2: 1.5}, 0.1)
-    assert holds(rises("m", "r"), {"r": flat}) and not holds(rises("m", "r"), {"r": up})
-    assert not holds(rises("m", "r"), {"r": curve("m", {0: 1.0, 1: 1.05}, 0.1)}), "the rise is noise"
-    assert holds(exponential("m", "r"), {"r": curve("m", {0: 1.0, 1: -1.0})}) is None
-    settled = {0: 10.0, 60: 2.0, 120: 1.5}
-    assert holds(settles("m", "r"), {"r": curve("m", settled)})
-    assert not holds(settles("m", "r"), {"r": curve("m", {**settled, 120: 0.5})})
-    assert not holds(settles("m", "r"), {"r": curve("m", {0: 1.0, 60: 1.0})}), "nothing was learned"
-
-
-def test_a_trade_off_is_good_where_no_point_is_better_in_both():
-    rows = {
-        "a": {**curve("mse", {0.7: 1.0, 0.8: 2.0}), **curve("attributes", {0.7: 0.8, 0.8: 0.9})},
-        "b": {**curve("mse", {1.0: 1.9}), **curve("attributes", {1.0: 0.95})},
-    }
-    rows["b"] |= {**curve("mse", {0.9: 3.0}), **curve("attributes", {0.9: 0.97})}
-    assert holds(undominated(0.8, "a", ()), rows) and holds(undominated(0.7, "a", ("b",)), rows)
-    assert not holds(undominated(0.8, "a", ("b",)), rows)
-    assert holds(undominated(0.9, "a", ("b",)), rows) is None, "not measured there"
-
-
-def test_curves_are_compared_at_equal_success():
-    def row(*pairs):
-        xs = (0.2, 0.5, 0.8)
-        return {
-            **curve("success", dict(zip(xs, (one for one, _ in pairs), strict=True))),
-            **curve("preservation", dict(zip(xs, (two for _, two in pairs), strict=True))),
-        }
-
-    rows = {
-        "a": row((0.8, 0.7), (0.6, 0.8), (0.2, 0.9)),
-        "b": row((0.6, 0.83), (0.4, 0.86), (0.2, 0.9)),
-        "c": row((0.9, 0.9), (0.8, 0.95), (0.2, 0.99)),
-    }
-    assert holds(comparable("preservation", "a", ("b",), margin=0.04), rows)
-    assert not holds(comparable("preservation", "a", ("b",), margin=0.02), rows)
-    assert not holds(comparable("preservation", "a", ("c",), margin=0.2), rows)
-    assert not holds(comparable("preservation", "a", ("b", "c"), margin=0.04), rows), "one of two is not most"
-    low = {"a": row(*((success / 10, kept) for success, kept in ((0.9, 0.7), (0.6, 0.8), (0.2, 0.9)))), "b": rows["b"]}
-    assert holds(comparable("preservation", "a", ("b",), margin=0.04), low) is None, "nothing is edited"
-    assert holds(comparable("preservation", "a", ("b", "b", "c"), margin=0.04), rows)
+@pytest.mark.parametrize(("kept", "claimed"), [(0.30, True), (0.29, True), (0.26, False), (0.20, False)])
+def test_dynamic_guidance_keeps_what_guidance_gains(kept, claimed):
+    """No guidance at all keeps nothing of it, however near its attribute accuracy is."""
+    rows = {"constant CFG": {**curve("mse", {1: 3.0}), **curve("clip_score", {1: 0.30}, 0.2)}}
+    rows["constant CFG, off"] = {**curve("mse", {1: 1.0}), **curve("clip_score", {1: 0.20}, 0.2)}
+    for tau in (0.7, 0.8):
+        rows[f"tau1 = {tau:g}"] = {**curve("mse", {tau: 2.0}), **curve("clip_score", {tau: kept}, 0.2)}
+    assert [judge(claim, rows).holds for claim in icd_figures.FIG5.claims[:2]] == [claimed] * 2
+    assert len([x for ends in icd_figures.RAMPS.values() for x in ends]) == 8
 
 
 def test_every_method_is_in_the_editing_table_and_shares_its_rows():
@@ -223,3 +217,25 @@ def test_every_method_is_in_the_editing_table_and_shares_its_rows():
     for row in icd_editing.TABLE3.rows[:2]:
         same = shared[row.name]
         assert (row.training, row.evaluation, row.options) == (same.training, same.evaluation, same.options)
+
+
+def test_the_grid_shows_what_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(icd_grids, "use_compile_cache", lambda _: None)
+    cache, asked = Cache(tmp_path / "cache"), []
+    flags = [f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}", "--seed=3"]
+    assert icd_grids.main(flags) == 2 and "no iCD run is trained in" in capsys.readouterr().err
+    last = cache.workdir(icd_rows.FOR_EDITING, 0) / "checkpoints" / str(icd_rows.STEPS["stage2"][0])
+    last.mkdir(parents=True)
+    (last / "MANIFEST.json").touch()
+
+    def answers(workdir, seed, options, pairs):
+        asked.append((workdir, seed, options["method"]))
+        return pairs.image
+
+    monkeypatch.setattr(icd_grids, "answers", answers)
+    assert icd_grids.main(flags) == 0
+    assert asked[0] == (cache.workdir(icd_rows.FOR_EDITING, 0), 3, "icd")
+    assert asked[1:] == [(None, 3, method) for method in icd_editing.RIVALS]
+    with Image.open(tmp_path / "out" / "icd_editing.png") as grid:
+        assert grid.height > (3 + len(icd_editing.RIVALS)) * 64 and grid.width > 9 * 64

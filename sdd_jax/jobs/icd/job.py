@@ -108,18 +108,21 @@ def generate(
 
     frozen: as from `editing_model`. w, and when (tau, ramp_to, start): as for `dynamic_guidance`.
     """
-    return generate_over(static, frozen, ids, noise, scale_over_time(static.model, w, **when))
+    return generate_over(static, frozen, ids, noise, scale_over_time(static.model, w, **when))[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def generate_over(static: Static, frozen: Frozen, ids: Batch, noise: jax.Array, scales: jax.Array) -> jax.Array:
-    """`generate` with the scale at each timestep, f32[T] (`scale_over_time`)."""
+def generate_over(
+    static: Static, frozen: Frozen, ids: Batch, noise: jax.Array, scales: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`generate` with the scale at each timestep, f32[T] (`scale_over_time`): images, and their latents [b,h,w,c]."""
     model = static.model
     context, added_cond = text_of(model, frozen, ids)
     network = prompted(
         guided_unet(model, frozen, frozen["reverse"]), context, lambda t: scales[t], added_cond=added_cond
     )
-    return model.decode(frozen["vae"], route_of(model, frozen["boundaries"]).decode(network, noise))
+    z = route_of(model, frozen["boundaries"]).decode(network, noise)
+    return model.decode(frozen["vae"], z), z
 
 
 @functools.partial(jax.jit, static_argnums=0)

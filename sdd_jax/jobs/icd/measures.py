@@ -2,11 +2,12 @@
 
 | evaluation | of | metrics |
 | --- | --- | --- |
-| `inversion` | reconstructions | `evals.inversion`, `w` |
-| `generation` | samples of captions | `evals.generation`, `w` |
+| `inversion` | reconstructions | `evals.inversion` |
+| `ceiling` | the pictures through the autoencoder | `evals.inversion` of pictures |
+| `generation` | samples of captions | `evals.generation` |
 | `encoding` | noise of a way up, and what several ways down draw from it | `nll`, `frechet_NAME` of each |
-| `schedules` | one way up, several ways down | `mse@x`, `psnr@x`; with `generation` also `evals.generation` at x |
-| `training` | a run's checkpoints: guided samples, unguided reconstructions | `frechet@step`, `mse@step`, `psnr@step` |
+| `schedules` | one way up, several ways down | `RECONSTRUCTION` at x; with `generation` also `evals.generation` |
+| `training` | a run's checkpoints: guided samples, unguided reconstructions | `frechet`, `RECONSTRUCTION` at a step |
 
 Options are those of `subjects.Protocol` and the evaluation's own. All read the portraits of their seed's block, so that
 seeds differ in noise and in pictures, and rows of one seed are compared on the same pictures.
@@ -26,8 +27,9 @@ from sdd_jax.config import validate
 from sdd_jax.data import portraits
 from sdd_jax.evals.frechet import feature_stats, frechet_distance
 from sdd_jax.evals.generation import generation_metrics
-from sdd_jax.evals.instruments import Instruments
-from sdd_jax.evals.inversion import inversion_metrics, normal_nll
+from sdd_jax.evals.instruments import Instruments, autoencoded
+from sdd_jax.evals.inversion import inversion_metrics, normal_nll, picture_metrics
+from sdd_jax.jobs.icd.guidance_distill import heldout_images
 from sdd_jax.jobs.icd.job import editing_model, scale_over_time
 from sdd_jax.jobs.icd.subjects import (
     Heldout,
@@ -48,24 +50,30 @@ from sdd_jax.runs import open_run
 from sdd_jax.types import Params
 
 Options = Mapping[str, Any]
-RECONSTRUCTION = ("mse", "psnr")
+RECONSTRUCTION = ("mse", "psnr", "latent_mse")
 
 
 def inversion(workdir: Path | None, seed: int, options: Options) -> dict[str, float]:
-    """`evals.inversion` of held-out portraits under their canonical captions, and the scale of the way down."""
+    """`evals.inversion` of held-out portraits under their canonical captions."""
     protocol = validate(options, Protocol, "options")
     subject = open_subject(workdir, protocol)
-    data, (w, up, down) = read_heldout(subject.model, protocol.samples, seed), scales_of(protocol, subject.model)
-    outputs, z = reconstructed(subject, data, up, down)
-    return {**inversion_metrics(_instruments(protocol), outputs, data.images, z), "w": w}
+    data = read_heldout(subject.model, protocol.samples, seed)
+    return reconstructed(subject, data, *scales_of(protocol, subject.model), _instruments(protocol))[0]
+
+
+def ceiling(workdir: Path | None, seed: int, options: Options) -> dict[str, float]:
+    """What no inversion of a model's latents can beat: the same portraits through its autoencoder alone."""
+    protocol = validate(options, Protocol, "options")
+    (model, params), images = load(protocol.model), heldout_images(protocol.samples, seed)
+    return picture_metrics(_instruments(protocol), autoencoded(model, params["vae"], images), images)
 
 
 def generation(workdir: Path | None, seed: int, options: Options) -> dict[str, float]:
-    """`evals.generation` of samples of held-out portraits' canonical captions, and their scale."""
+    """`evals.generation` of samples of held-out portraits' canonical captions."""
     protocol = validate(options, Protocol, "options")
     subject = open_subject(workdir, protocol)
-    data, (w, _, down) = read_heldout(subject.model, protocol.samples, seed), scales_of(protocol, subject.model)
-    return {**drawn_metrics(subject, data, down, protocol)[0], "w": w}
+    data = read_heldout(subject.model, protocol.samples, seed)
+    return drawn_metrics(subject, data, scales_of(protocol, subject.model)[1], protocol)[0]
 
 
 def encoding(workdir: Path | None, seed: int, options: Options) -> dict[str, float]:
@@ -76,12 +84,12 @@ def encoding(workdir: Path | None, seed: int, options: Options) -> dict[str, flo
     protocol = validate(_without(options, "decodings"), Protocol, "options")
     subject = open_subject(workdir, protocol)
     data, instruments = read_heldout(subject.model, protocol.samples, seed), _instruments(protocol)
-    real, up = feature_stats([instruments.read(data.images).embedding]), scales_of(protocol, subject.model)[1]
+    real, up = feature_stats([instruments.read(data.images).embedding]), scales_of(protocol, subject.model)[0]
     z = encoded(subject, data, up)
     metrics = {"nll": normal_nll(z)}
     for name, fields in options["decodings"].items():
         way = validate({**_without(options, "decodings"), **fields}, Protocol, f"options.decodings.{name}")
-        images = decoded(subject, data, z, scales_of(way, subject.model)[2])
+        images, _ = decoded(subject, data, z, scales_of(way, subject.model)[1])
         found = feature_stats([instruments.read(images).embedding])
         metrics[f"frechet_{name}"] = 100 * frechet_distance(found, real)
     return metrics
@@ -95,12 +103,12 @@ def schedules(workdir: Path | None, seed: int, options: Options) -> dict[str, fl
     settings = _without(options, "points", "generation")
     protocol = validate(settings, Protocol, "options")
     subject, instruments = open_subject(workdir, protocol), _instruments(protocol)
-    data, (w, up, _) = read_heldout(subject.model, protocol.samples, seed), scales_of(protocol, subject.model)
-    z, metrics = encoded(subject, data, up), {"w": w}
+    data = read_heldout(subject.model, protocol.samples, seed)
+    z, metrics = encoded(subject, data, scales_of(protocol, subject.model)[0]), {}
     for x, fields in options["points"].items():
         way = validate({**settings, **fields}, Protocol, f"options.points.{x}")
-        down = scales_of(way, subject.model)[2]
-        found = inversion_metrics(instruments, decoded(subject, data, z, down), data.images, z)
+        down = scales_of(way, subject.model)[1]
+        found = compared(subject, data, z, down, instruments)[0]
         metrics |= {f"{name}@{float(x):g}": found[name] for name in RECONSTRUCTION}
         if options.get("generation"):
             drawn = drawn_metrics(subject, data, down, protocol)[0]
@@ -111,7 +119,7 @@ def schedules(workdir: Path | None, seed: int, options: Options) -> dict[str, fl
 def training(workdir: Path | None, seed: int, options: Options) -> dict[str, float]:
     """The run at each checkpoint that it kept, and before its first step; a teacher at each of options["at"] steps.
 
-    `frechet` of samples guided at `w`, `mse` and `psnr` of unguided reconstructions.
+    `frechet` of samples guided at `w`, errors of unguided reconstructions.
     """
     protocol = validate(_without(options, "at"), Protocol, "options")
     if workdir is None:
@@ -131,11 +139,10 @@ def training(workdir: Path | None, seed: int, options: Options) -> dict[str, flo
 
 
 def _trained_metrics(subject: Subject, protocol: Protocol, seed: int) -> dict[str, float]:
-    data, (_, off, down) = read_heldout(subject.model, protocol.samples, seed), scales_of(protocol, subject.model)
-    outputs, z = reconstructed(subject, data, off, scale_over_time(subject.model, 1.0))
-    found = inversion_metrics(_instruments(protocol), outputs, data.images, z)
+    data, off = read_heldout(subject.model, protocol.samples, seed), scale_over_time(subject.model, 1.0)
+    found = reconstructed(subject, data, off, off, _instruments(protocol))[0]
     return {
-        "frechet": drawn_metrics(subject, data, down, protocol)[0]["frechet"],
+        "frechet": drawn_metrics(subject, data, scales_of(protocol, subject.model)[1], protocol)[0]["frechet"],
         **{name: found[name] for name in RECONSTRUCTION},
     }
 
@@ -155,17 +162,27 @@ def params_at(workdir: Path, step: int) -> Params:
         return open_run(view)[1]
 
 
-def reconstructed(subject: Subject, data: Heldout, up: jax.Array, down: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Portraits to noise and back: (images f32[n,H,W,3], the noise f32[n,h,w,c])."""
-    z = encoded(subject, data, up)
-    return decoded(subject, data, z, down), z
+def reconstructed(
+    subject: Subject, data: Heldout, up: jax.Array, down: jax.Array, instruments: Instruments
+) -> tuple[dict[str, float], np.ndarray]:
+    """`evals.inversion` of portraits to noise and back, and the pictures f32[n,H,W,3]."""
+    return compared(subject, data, encoded(subject, data, up), down, instruments)
+
+
+def compared(
+    subject: Subject, data: Heldout, noise: np.ndarray, down: jax.Array, instruments: Instruments
+) -> tuple[dict[str, float], np.ndarray]:
+    """`evals.inversion` of what comes back from the portraits' noise f32[n,h,w,c], and the pictures f32[n,H,W,3]."""
+    images, latents = decoded(subject, data, noise, down)
+    truth = data.in_batches(lambda which, _: subject.latents(data.images[which]))
+    return inversion_metrics(instruments, images, data.images, latents, truth, noise), images
 
 
 def drawn_metrics(
     subject: Subject, data: Heldout, scales: jax.Array, protocol: Protocol
 ) -> tuple[dict[str, float], np.ndarray]:
     """`evals.generation` of samples of the portraits' captions, and the samples f32[n,H,W,3]."""
-    drawn = decoded(subject, data, data.noise, scales)
+    drawn, _ = decoded(subject, data, data.noise, scales)
     instruments = _instruments(protocol)
     captions = _caption_embeddings(
         protocol.world, instruments, [portraits.caption(one.attributes) for one in data.chosen]

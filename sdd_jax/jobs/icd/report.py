@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sdd_jax.evals.inversion import inversion_metrics
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.icd.job import editing_model, usual_scale
@@ -31,17 +30,17 @@ def report(workdir: Path, flags: ReportFlags) -> str:
     for w in flags.guidance or (1.0, usual_scale(objective)):
         for tau in (1.0,) if w == 1.0 else (1.0, dynamic_threshold(objective)):
             protocol = Protocol(samples=flags.samples, w=w, tau=tau, world=flags.world)
-            _, up, down = scales_of(protocol, model)
-            back, z = reconstructed(subject, data, up, down)
+            up, down = scales_of(protocol, model)
+            inversion, back = reconstructed(subject, data, up, down, instruments)
             generation, drawn = drawn_metrics(subject, data, down, protocol)
             name = f"w = {w:g}" + (f", tau = {tau:g}" if tau < 1 else "")
-            rows[name] = {**inversion_metrics(instruments, back, data.images, z), **generation}
+            rows[name] = {**inversion, **generation}
             shown[f"back, {name}"], shown[f"drawn, {name}"] = back[:SHOWN], drawn[:SHOWN]
     directory = workdir / "evaluation"
     write_grid(directory / "grid.png", list(shown.values()), list(shown))
     content = {"workdir": str(workdir), "step": step, "samples": flags.samples, "seed": flags.seed, "rows": rows}
     (directory / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
-    columns = ("psnr", "ssim", "clip_distance", "nll", "attributes", "clip_score", "frechet")
+    columns = ("psnr", "ssim", "clip_distance", "latent_mse", "nll", "attributes", "clip_score", "frechet")
     lines = [
         f"| {len(objective.boundaries.reverse)} steps | {' | '.join(columns)} |",
         "| --- |" + " --- |" * len(columns),

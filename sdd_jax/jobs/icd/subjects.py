@@ -5,7 +5,7 @@ A `Protocol` is the options of a measure:
 | option | of | default |
 | --- | --- | --- |
 | samples | held-out portraits; seed s reads the s-th so many of them | 64 |
-| w | guidance on the way down; None: `guided_scale` | 1, off |
+| w | guidance on the way down | 1, off |
 | tau, ramp_to, start | where it acts, see `sampling.editing.dynamic_guidance` | everywhere |
 | encoding_w, encoding_tau | the same of the way up | 1 |
 | model, steps | without a run: the teacher, and DDIM steps | portraits, 50 |
@@ -19,24 +19,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.data import portraits
-from sdd_jax.data.cache import cached_array, renderer_hash
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.jobs.editing.methods import Static, frozen_of, guided_unet, plain_unet
 from sdd_jax.jobs.icd.guidance_distill import heldout, heldout_ids, heldout_images
 from sdd_jax.jobs.icd.job import editing_model, generate_over, invert, scale_over_time
-from sdd_jax.jobs.world.directory import read_instruments, world_directory
-from sdd_jax.models.hub import tree_hash
 from sdd_jax.models.load import load
 from sdd_jax.objectives.icd import ICD
 from sdd_jax.objectives.inputs import text_of
@@ -46,8 +42,6 @@ from sdd_jax.sampling.generate import Denoise, initial_noise
 from sdd_jax.types import Batch, Frozen, ModelBundle
 
 BATCH = 32
-CANDIDATES = (2.0, 3.0, 4.0, 6.0)
-CHOSEN_ON = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,11 +49,11 @@ class Protocol:
     """The options of the table above."""
 
     samples: int = 64
-    w: float | None = 1.0
+    w: float = 1.0
     tau: float = 1.0
     ramp_to: float | None = None
     start: float = 0.0
-    encoding_w: float | None = 1.0
+    encoding_w: float = 1.0
     encoding_tau: float = 1.0
     model: str = "portraits"
     steps: int = 50
@@ -69,11 +63,13 @@ class Protocol:
 class Subject(NamedTuple):
     """A model to measure; scales: w at each timestep, f32[T].
 
-    generate(ids, noise [b,h,w,c], scales) -> images f32[b,H,W,3]; encode(ids, images, noise, scales) -> [b,h,w,c].
+    latents(images f32[b,H,W,3]) -> clean latents [b,h,w,c]; generate(ids, noise [b,h,w,c], scales) -> images and their
+    clean latents; encode(ids, images, noise, scales) -> noise [b,h,w,c].
     """
 
     model: ModelBundle
-    generate: Callable[[Batch, jax.Array, jax.Array], jax.Array]
+    latents: Callable[[np.ndarray], jax.Array]
+    generate: Callable[[Batch, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     encode: Callable[[Batch, np.ndarray, jax.Array, jax.Array], jax.Array]
 
 
@@ -86,13 +82,13 @@ class Heldout(NamedTuple):
     labels: np.ndarray
     noise: np.ndarray
 
-    def in_batches(self, function: Callable[[slice, Batch], jax.Array]) -> np.ndarray:
-        """function(which rows, their ids) -> array, over all of them."""
+    def in_batches(self, function: Callable[[slice, Batch], Any]) -> Any:
+        """function(which rows, their ids) -> array or several, over all of them."""
         parts = []
         for start in range(0, len(self.images), BATCH):
             which = slice(start, start + BATCH)
-            parts.append(np.asarray(function(which, {name: value[which] for name, value in self.ids.items()})))
-        return np.concatenate(parts)
+            parts.append(function(which, {name: value[which] for name, value in self.ids.items()}))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def open_subject(workdir: Path | None, protocol: Protocol) -> Subject:
@@ -111,6 +107,7 @@ def icd_subject(model: ModelBundle, frozen: Frozen) -> Subject:
     static = Static(model)
     return Subject(
         model,
+        lambda images: _latents(static, frozen, images),
         lambda ids, noise, scales: generate_over(static, frozen, ids, noise, scales),
         lambda ids, images, noise, scales: invert(static, frozen, ids, images, noise, scales),
     )
@@ -125,17 +122,23 @@ def ddim_subject(model: ModelBundle, frozen: Frozen, steps: int = 50) -> Subject
 
     return Subject(
         model,
+        lambda images: _latents(static, frozen, images),
         lambda ids, noise, scales: _ddim_generate(static, steps, is_off(scales), frozen, ids, noise, scales),
         lambda ids, images, _, scales: _ddim_encode(static, steps, is_off(scales), frozen, ids, images, scales),
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _latents(static: Static, frozen: Frozen, images: jax.Array) -> jax.Array:
+    return static.model.encode(frozen["vae"], images)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _ddim_generate(
     static: Static, steps: int, is_off: bool, frozen: Frozen, ids: Batch, noise: jax.Array, scales: jax.Array
-) -> jax.Array:
-    network = _teacher(static.model, frozen, ids, is_off, scales)
-    return static.model.decode(frozen["vae"], _route(static.model, steps).decode(network, noise))
+) -> tuple[jax.Array, jax.Array]:
+    z = _route(static.model, steps).decode(_teacher(static.model, frozen, ids, is_off, scales), noise)
+    return static.model.decode(frozen["vae"], z), z
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -175,48 +178,15 @@ def encoded(subject: Subject, data: Heldout, scales: jax.Array) -> np.ndarray:
     )
 
 
-def decoded(subject: Subject, data: Heldout, noise: np.ndarray, scales: jax.Array) -> np.ndarray:
-    """Pictures f32[n,H,W,3] of the portraits' captions from noise [n,h,w,c]; scales: of the way down."""
+def decoded(subject: Subject, data: Heldout, noise: np.ndarray, scales: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures f32[n,H,W,3] of the portraits' captions from noise [n,h,w,c], and their clean latents [n,h,w,c].
+
+    scales: of the way down.
+    """
     return data.in_batches(lambda which, ids: subject.generate(ids, jnp.asarray(noise[which]), scales))
 
 
-def scales_of(protocol: Protocol, model: ModelBundle) -> tuple[float, jax.Array, jax.Array]:
-    """(w, the way up, the way down): the scale, chosen by `guided_scale` where it is None, and its tables f32[T]."""
-    w, up = (
-        guided_scale(protocol.model, protocol.world) if scale is None else scale
-        for scale in (protocol.w, protocol.encoding_w)
-    )
-    down = scale_over_time(model, w, tau=protocol.tau, ramp_to=protocol.ramp_to, start=protocol.start)
-    return w, scale_over_time(model, up, tau=protocol.encoding_tau), down
-
-
-@functools.cache
-def guided_scale(
-    teacher: str, world: str, candidates: tuple[float, ...] = CANDIDATES, samples: int = CHOSEN_ON
-) -> float:
-    """The guidance scale that a teacher is guided with, by rule: the smallest of the best.
-
-    Of the scales above 1 that stage 1 trains, the smallest at which 50 DDIM steps show the attributes of captions as
-    often as at the best one, but for one standard error of a share. Captions: the last held-out ones, which no
-    measure reads. Measured once for a teacher and kept in `$SDD_JAX_CACHE`.
-    """
-    model, params = load(teacher)
-    instruments = read_instruments(world_directory(world))
-    block = len(portraits.split_indices("heldout")) // samples - 1
-
-    def measured() -> Iterator[np.ndarray]:
-        subject, data = ddim_subject(model, frozen_of(model, params)), read_heldout(model, samples, block)
-        for w in candidates:
-            drawn = decoded(subject, data, data.noise, scale_over_time(model, w))
-            yield np.asarray([np.mean(instruments.read(drawn).labels == data.labels)])
-
-    key = f"{tree_hash(params)} {tree_hash(instruments.classifier[1])} {renderer_hash()} {candidates} {samples}"
-    shares = cached_array("attributes-by-guidance", key, (len(candidates),), "float64", measured)
-    return smallest_of_the_best(candidates, shares, samples * len(portraits.VOCABULARY))
-
-
-def smallest_of_the_best(candidates: Sequence[float], shares: Sequence[float] | np.ndarray, trials: int) -> float:
-    """The smallest candidate whose share of `trials` is within one standard error of the highest share."""
-    best = float(np.max(shares))
-    error = math.sqrt(best * (1 - best) / trials)
-    return min(one for one, share in zip(candidates, shares, strict=True) if share >= best - error)
+def scales_of(protocol: Protocol, model: ModelBundle) -> tuple[jax.Array, jax.Array]:
+    """(the way up, the way down): the scale at each timestep, f32[T]."""
+    up = scale_over_time(model, protocol.encoding_w, tau=protocol.encoding_tau)
+    return up, scale_over_time(model, protocol.w, tau=protocol.tau, ramp_to=protocol.ramp_to, start=protocol.start)

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from sdd_jax.config import validate
 from sdd_jax.jobs.ccd.conditional import AdapterConfig, make_adapter
 from sdd_jax.jobs.ccd.data import ConditionConfig
-from sdd_jax.jobs.editing.methods import frozen_of, reads_guidance
+from sdd_jax.jobs.editing.methods import TrainedScales, frozen_of, reads_guidance
 from sdd_jax.jobs.frozen import weights_of
 from sdd_jax.jobs.icd.job import parse_boundaries
 from sdd_jax.jobs.icd.teacher import MODELS
@@ -117,7 +117,9 @@ def _pair(flags: argparse.Namespace, record: Record, model: ModelBundle, frozen:
             "config.teacher.model named"
         )
     unets = {name: _read_unet(flags.exported / name, model, frozen["teacher"]["unet"]) for name in MODELS}
-    return model, {**frozen, **unets, "boundaries": parse_boundaries(record.config["objective"]["boundaries"])}
+    objective = record.config["objective"]
+    scales = TrainedScales(tuple(objective["scales"]))
+    return model, {**frozen, **unets, "boundaries": parse_boundaries(objective["boundaries"]), "scales": scales}
 
 
 def _mapper(
