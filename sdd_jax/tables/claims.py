@@ -3,7 +3,8 @@
 | check | holds when |
 | --- | --- |
 | `order(metric, a, (b, c), d, better="lower")` | a beats b and c, and both beat d |
-| `close(metric, a, b, margin=2)` | a and b differ by no more than the margin |
+| `close(metric, a, b, margin=2)` | a and b differ by no more than the margin, or with `relative` that share of b |
+| `nearer(metric, a, b, to=1)` | a lies nearer to the value than b |
 | `not_worse(metric, a, b, better=...)` | a beats b or lies within the seeds' spread of it |
 | `beyond(metric, a, bound, better="higher")` | a is at least as good as the bound |
 | `reaches(metric, a, b, share=0.8)` | a is at least that share of b, where higher is better |
@@ -17,16 +18,18 @@ not hold a claim, and the evidence says so. `against=` names the metric that the
 along curves: `order("psnr@4", a, b, against="psnr@1", better="higher")` compares a at 4 steps with b at 1. Where rows
 of one seed differ less than seeds do, `paired` compares run by run.
 
-A claim is null where a row that it needs was not run or did not measure the metric. A table with another kind of claim
-builds a `Check(rows, decide)` of its own.
+A claim is null where a row that it needs was not run or did not measure the metric; `settled` makes it null, too, while
+a row that is planned with several seeds has only its first, whose spread of 0 any lead would exceed. A table with
+another kind of claim builds a `Check(rows, decide)` of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
-from sdd_jax.tables.types import Check, Claim, Measured, Stat, Verdict
+from sdd_jax.tables.types import Check, Claim, Measured, Row, Stat, Table, Verdict
 
 Group = str | Sequence[str]
 
@@ -55,18 +58,30 @@ def order(metric: str, *ranking: Group, better: str, against: str = "") -> Check
     return Check(tuple(dict.fromkeys(name for group in groups for name in group)), decide)
 
 
-def close(metric: str, row: str, to: str, *, margin: float, against: str = "") -> Check:
-    """The two means differ by no more than `margin`, in the metric's unit."""
+def close(metric: str, row: str, to: str, *, margin: float, against: str = "", relative: bool = False) -> Check:
+    """The two means differ by no more than `margin`, in the metric's unit, or as a share of the second."""
 
     def decide(measured: Measured) -> Verdict:
         one, other = read(measured, row, metric), read(measured, to, against or metric)
         apart = abs(one.mean - other.mean)
         names = metric if not against else f"{metric} against {against}"
+        allowed = margin * abs(other.mean) if relative else margin
         return Verdict(
-            apart <= margin, f"{names}: {row} {one}, {to} {other}; {apart:.3g} apart, the margin is {margin:g}"
+            apart <= allowed, f"{names}: {row} {one}, {to} {other}; {apart:.3g} apart, the margin is {allowed:.3g}"
         )
 
     return Check(tuple(dict.fromkeys((row, to))), decide)
+
+
+def nearer(metric: str, row: str, other: str, *, to: float) -> Check:
+    """The row's mean lies nearer to the value `to` than the other's, by more than the seeds' spread."""
+
+    def decide(measured: Measured) -> Verdict:
+        one, two = ((name, read(measured, name, metric)) for name in (row, other))
+        off = [(name, found._replace(mean=abs(found.mean - to))) for name, found in (one, two)]
+        return _join(f"distance of {metric} ({one[1]}, {two[1]}) from {to:g}", [_beats(*off, better="lower")])
+
+    return Check((row, other), decide)
 
 
 def not_worse(metric: str, row: str, other: str, *, better: str) -> Check:
@@ -168,6 +183,31 @@ def every(*checks: Check) -> Check:
         return Verdict(all(verdict.holds for verdict in verdicts), "; ".join(verdict.evidence for verdict in verdicts))
 
     return Check(tuple(dict.fromkeys(row for check in checks for row in check.rows)), decide)
+
+
+def settled(table: Table) -> Table:
+    """The table with claims that wait for a second seed of every row that is planned with several.
+
+    The seeds are the training's where it has several, else the sampling's.
+    """
+    least = {row.name: _least_runs(row) for row in table.rows}
+
+    def waiting(check: Check) -> Check:
+        def decide(measured: Measured) -> Verdict:
+            for name in check.rows:
+                if max(found.runs for found in measured[name].values()) < least[name]:
+                    raise Unmeasured(f"{name} has one seed so far: nothing says what a seed does")
+            return check.decide(measured)
+
+        return Check(check.rows, decide)
+
+    claims = tuple(dataclasses.replace(claim, check=waiting(claim.check)) for claim in table.claims)
+    return dataclasses.replace(table, claims=claims)
+
+
+def _least_runs(row: Row) -> int:
+    trained = row.training is not None and len(row.seeds) > 1
+    return 1 + len(row.sampling_seeds) if trained else min(2, len(row.sampling_seeds))
 
 
 def judge(claim: Claim, measured: Measured) -> Verdict:

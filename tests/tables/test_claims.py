@@ -4,8 +4,21 @@ import math
 
 import pytest
 
-from sdd_jax.tables.claims import beyond, close, closes, every, gap, judge, monotone, not_worse, order, reaches
-from sdd_jax.tables.types import Claim, Row, Stat, Table, stat
+from sdd_jax.tables.claims import (
+    beyond,
+    close,
+    closes,
+    every,
+    gap,
+    judge,
+    monotone,
+    nearer,
+    not_worse,
+    order,
+    reaches,
+    settled,
+)
+from sdd_jax.tables.types import Claim, Row, Stat, Table, Training, stat
 
 
 def rows(**figures):
@@ -39,6 +52,13 @@ def test_spread_is_between_trainings():
         (order("m", "a", "d", better="lower"), False),  # .1 apart, the spread is .14
         (close("m", "a", "d", margin=0.2), True),
         (close("m", "a", "b", margin=0.2), False),
+        (close("m", "b", "c", margin=0.34, relative=True), True),  # 1 of 3
+        (close("m", "b", "c", margin=0.33, relative=True), False),
+        (nearer("m", "b", "c", to=1.9), True),
+        (nearer("m", "c", "a", to=2.2), True),  # .8 and 1.2 off
+        (nearer("m", "b", "d", to=1.5), False),  # .5 and .4 off
+        (nearer("m", "d", "b", to=1.6), False),  # .5 and .4 off, the other way round
+        (nearer("m", "d", "b", to=1.5), False),  # .4 and .5 off, the spread is .14
         (beyond("m", "c", 3.0, better="higher"), True),
         (beyond("m", "c", 2.9, better="lower"), False),
         (not_worse("m", "d", "a", better="lower"), True),  # within the spread
@@ -80,6 +100,27 @@ def test_curves():
 def test_null_where_something_is_missing():
     assert decide(order("m", "a", "e", better="lower")) == (None, "not run: e")
     assert decide(order("lpips", "a", "b", better="lower")) == (None, "a did not measure lpips")
+
+
+@pytest.mark.parametrize(
+    ("planned", "runs", "waits"),
+    [
+        ({"seeds": (0, 1), "sampling_seeds": (0,)}, 1, True),
+        ({"seeds": (0, 1), "sampling_seeds": (0,)}, 2, False),
+        ({"seeds": (0, 1), "sampling_seeds": (0, 1)}, 2, True),  # one training, sampled twice
+        ({"seeds": (0, 1), "sampling_seeds": (0, 1)}, 4, False),
+        ({"seeds": (0,), "sampling_seeds": (0,)}, 1, False),  # planned so: deterministic, or ranked along an axis
+        ({"seeds": (0,), "sampling_seeds": (0, 1)}, 1, True),
+    ],
+)
+def test_a_lead_of_one_seed_settles_nothing(planned, runs, waits):
+    rows = (Row(name="a", evaluation="m:f", training=Training(config="x.py"), **planned),
+            Row(name="b", evaluation="m:f", sampling_seeds=(0,)))  # fmt: skip
+    claim = Claim(text="", check=order("m", "a", "b", better="higher"))
+    (found,) = settled(Table(name="t", title="", paper="", rows=rows, claims=(claim,))).claims
+    measured = {"a": {"m": Stat(2.0, 0.0, runs)}, "b": {"m": Stat(1.0, 0.0, 1)}}
+    verdict = judge(found, measured)
+    assert verdict.holds is (None if waits else True) and ("one seed so far" in verdict.evidence) is waits
 
 
 def test_a_check_that_makes_no_sense():
