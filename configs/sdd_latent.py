@@ -44,6 +44,8 @@ STABLE_DIFFUSION = {
     "sd21": ("stabilityai/stable-diffusion-2-1-base", 512),
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 1024),
 }
+LOOSER = 0.3
+"""What is left of the L2 weight on the world, of either guidance, where the edit is a turn of the head."""
 VARIANTS = ("white_hair", "angry", "side_view", "random", "argmax", "clip", "sd15", "sd21", "sdxl", "debug")
 
 
@@ -94,7 +96,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "guidance": 7.5,
             "top_k": ml_collections.config_dict.placeholder(int),
             "sds_weight": 1.0,
-            "l2_weight": 0.3 if edit == "side_view" else 1.0,
+            "l2_weight": LOOSER if edit == "side_view" else 1.0,
             "identity_weight": 0.0,
         }
     )
@@ -106,7 +108,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if "argmax" in names:
         config.timesteps.rule = "argmax"
     if "clip" in names:
-        _clip_guidance(config)
+        _clip_guidance(config, edit)
     if "debug" in names:
         config.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
         config.data.count = 64
@@ -125,10 +127,15 @@ def _stable_diffusion(config: ml_collections.ConfigDict, model: str, size: int, 
     config.objective.update(guidance=100.0, top_k=1024, l2_weight=2.0)
 
 
-def _clip_guidance(config: ml_collections.ConfigDict) -> None:
-    """StyleCLIP's weights; the world's CLIP, or on Stable Diffusion a directory: set config.clip.path."""
+def _clip_guidance(config: ml_collections.ConfigDict, edit: str) -> None:
+    """StyleCLIP's weights, on the world as loose for a turn of the head as SDD's.
+
+    CLIP is the world's, or on Stable Diffusion of a directory: set config.clip.path.
+    """
     on_world = config.model == "portraits"
+    looser = LOOSER if on_world and edit == "side_view" else 1.0
     config.task = "clip_guidance"
     del config.timesteps, config.search
     config.clip = ml_collections.ConfigDict({"kind": "world" if on_world else "clip", "path": "portraits"})
-    config.objective = ml_collections.ConfigDict({"clip_weight": 1.0, "l2_weight": 0.8, "identity_weight": 0.0})
+    weights = {"clip_weight": 1.0, "l2_weight": 0.8 * looser, "identity_weight": 0.0}
+    config.objective = ml_collections.ConfigDict(weights)

@@ -37,6 +37,8 @@ FACE_PROMPTS = {
     "angry": "an angry face",
     "side_view": "a side view of a face",
 }
+LOOSER = 1 / 3
+"""What is left of the L2 weight on the world, of either guidance, where the edit is a turn of the head."""
 FACES = ("sd15", "sd15_images", "sd15_random")
 VARIANTS = (*FACE_PROMPTS, "random", "argmax", "clip", "stylespace", *FACES, "debug")
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -73,7 +75,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if "sd15_random" in names:
         _random_weights(config)
     if "clip" in names:
-        _clip_guidance(config)
+        _clip_guidance(config, edit)
     if "debug" in names:
         config.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
         config.data.count = 64
@@ -109,11 +111,16 @@ def _random_weights(config: ml_collections.ConfigDict) -> None:
     config.timesteps.update(given=(500,), rule="")
 
 
-def _clip_guidance(config: ml_collections.ConfigDict) -> None:
-    """StyleCLIP's weights; the world's CLIP, or on Stable Diffusion a directory: set config.clip.path."""
+def _clip_guidance(config: ml_collections.ConfigDict, edit: str) -> None:
+    """StyleCLIP's weights, on the world as loose for a turn of the head as SDD's.
+
+    CLIP is the world's, or on Stable Diffusion of a directory: set config.clip.path.
+    """
     on_world = config.model == "portraits"
-    weight = 0.1 if config.objective.identity_weight else 0.0
+    looser = LOOSER if on_world and edit == "side_view" else 1.0
+    identity = 0.1 if config.objective.identity_weight else 0.0
     config.task = "clip_guidance"
     del config.timesteps, config.search
     config.clip = ml_collections.ConfigDict({"kind": "world" if on_world else "clip", "path": "portraits"})
-    config.objective = ml_collections.ConfigDict({"clip_weight": 1.0, "l2_weight": 0.8, "identity_weight": weight})
+    weights = {"clip_weight": 1.0, "l2_weight": 0.8 * looser, "identity_weight": identity}
+    config.objective = ml_collections.ConfigDict(weights)
