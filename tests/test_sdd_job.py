@@ -224,7 +224,7 @@ def test_a_manipulators_row_measures_and_draws(finished, tiny_world, monkeypatch
     seen, drawn = [], {}
 
     def search(model, frozen, source, prompt, options, made_of):
-        seen.append((len(source), made_of))
+        seen.append((len(source), made_of, options.guidance))
         scores = (0.2, 0.9, 0.5)
         return Search(prompt=prompt, model="", options={}, t=(500, 600, 700), H=scores, N=scores, hqs=scores, stderr=scores, selected=(500,), rule="all")  # fmt: skip  # noqa: E501
 
@@ -232,11 +232,11 @@ def test_a_manipulators_row_measures_and_draws(finished, tiny_world, monkeypatch
     monkeypatch.setattr(
         sdd_tables, "write_grid", lambda path, rows, labels: drawn.update(zip(labels, rows, strict=True))
     )
-    found = sdd_tables.manipulator(finished, 0, {"samples": 2, "world": str(tiny_world)})
+    found = sdd_tables.manipulator(finished, 0, {"samples": 2, "world": str(tiny_world), "search": {"guidance": 9.0}})
     assert {*EDITED, "clip_score", "clip_directional", "seconds"} <= {*found, "psnr_outside"}
     assert (found["evaluations"], found["timesteps"], found["mean_t"]) == (1, 2, 600)
     assert found["mean_hqs"] == pytest.approx(0.35), "of timesteps 500 and 700"
-    assert seen == [(4, EditData(prompt="a photo of a {species} with white {coat}", count=4).facts)]
+    assert seen == [(4, EditData(prompt="a photo of a {species} with white {coat}", count=4).facts, 9.0)]
     pairs = edit_pairs(["hair=white"], 2)
     np.testing.assert_array_equal(drawn["before"], pairs.image)
     np.testing.assert_array_equal(drawn["exact answer"], pairs.counterfactual)
@@ -255,6 +255,6 @@ def test_the_cost_row_times_editors_beside_the_pass(finished, monkeypatch):
     monkeypatch.setattr(sdd_tables, "manipulated", lambda run, pairs: (pairs.image, 1.0))
     monkeypatch.setattr(sdd_tables, "training_seconds", lambda workdir, step, batch: 30.0)
     found = sdd_tables.cost(finished, 0, {})
-    assert asked == [("sdedit", {"steps": 50}, 1), ("ddib", {"steps": 50}, 1)]
+    assert asked == [("sdedit", {"steps": 50, "strength": 1.0}, 1), ("ddib", {"steps": 50}, 1)]
     assert found["break_even_sdedit"] == pytest.approx(10.0) and "break_even_ddib" not in found, "never pays"
     assert found["seconds_ddib"] == 0.5 and found["evaluations_sdedit"] == 100

@@ -25,6 +25,7 @@ from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import make_maker
 from sdd_jax.jobs.sdd import job as sdd_job
 from sdd_jax.jobs.sdd import style
+from sdd_jax.jobs.sdd import tables as sdd_tables
 from sdd_jax.jobs.sdd.editing import editing_model
 from sdd_jax.models import e4e
 from sdd_jax.models.card import Record, read_record
@@ -253,3 +254,20 @@ def test_random_generators_are_as_training_starts_them():
     assert config.size == 8 and latent_avg is None
     assert np.std(params["style_0"]["kernel"]) == pytest.approx(100, rel=0.05)
     assert not np.any(params["style_0"]["bias"]) and np.all(params["conv1"]["conv"]["modulation"]["bias"] == 1)
+
+
+def test_the_frame_of_edits_of_codes(style_world, tiny_world, monkeypatch):
+    """The source keeps all; the generator's answers are not the renderer's, and every picture has its own."""
+    seen = {}
+    monkeypatch.setattr(
+        sdd_tables, "_measured", lambda world, pairs, images: seen.update(pairs=pairs, images=images) or {"psnr": 1.0}
+    )
+    options = {"prompt": "an angry {species}", "samples": 3, "world": str(tiny_world)}
+    assert sdd_tables.source(None, 0, options) == {"psnr": 1.0}
+    np.testing.assert_array_equal(seen["images"], seen["pairs"].image)
+    sdd_tables.rebuilt(None, 0, {**options, "model": str(style_world)})
+    side = GENERATOR.size
+    assert seen["images"].shape == (3, side, side, 3) and np.abs(seen["images"]).max() <= 1
+    assert np.abs(seen["images"][0] - seen["images"][1]).max() > 1e-3
+    with pytest.raises(FileNotFoundError, match="configs/pretrain_style.py"):
+        sdd_tables.rebuilt(None, 0, {**options, "model": str(tiny_world)})

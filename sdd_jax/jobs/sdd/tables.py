@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.config import validate
@@ -41,6 +43,7 @@ from sdd_jax.jobs.sdd.report import (
     SHOWN,
     Run,
     edited,
+    in_parts,
     manipulated,
     measures,
     open_manipulator,
@@ -48,9 +51,13 @@ from sdd_jax.jobs.sdd.report import (
     world_scorer,
 )
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
+from sdd_jax.jobs.world.style import read_style
+from sdd_jax.models.e4e import encode
 from sdd_jax.models.load import load
+from sdd_jax.models.stylegan2 import make_generator
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.sdd import SDD
+from sdd_jax.types import Params
 
 Metrics = dict[str, float]
 _log = logging.getLogger("sdd_jax")
@@ -58,17 +65,23 @@ _log = logging.getLogger("sdd_jax")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ManipulatorOptions:
-    """samples: held-out portraits. world: the directory whose instruments measure, or "portraits"."""
+    """samples: held-out portraits. world: the directory whose instruments measure, or "portraits".
+
+    search: fields of `HQSOptions` by which `mean_hqs` is read, in place of the run's own.
+    """
 
     samples: int = 128
     world: str = "portraits"
+    search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerOptions(ManipulatorOptions):
-    """The exact answers to a prompt's edit."""
+class AnswerOptions:
+    """A prompt's edit, whose exact answers are known. model: the teacher; samples, world: as of manipulators."""
 
     prompt: str
+    samples: int = 128
+    world: str = "portraits"
     model: str = "portraits"
 
 
@@ -83,7 +96,7 @@ class EditorOptions(AnswerOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CostOptions:
-    """steps: of the editors that a manipulator is timed against."""
+    """steps: of the editors that a manipulator is timed against; SDEdit makes all of them, from noise."""
 
     steps: int = 50
 
@@ -110,7 +123,7 @@ def manipulator(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> 
     _log.info("before, after, exact answer: %s", grid)
     found = {
         **_measured(asked.world, pairs, images),
-        **_timesteps(run),
+        **_timesteps(run, asked.search),
         "evaluations": run.evaluations,
         "seconds": seconds,
         "training": training_seconds(workdir, run.step, run.job.batch_size),
@@ -129,7 +142,8 @@ def cost(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics
     found = {"evaluations": run.evaluations, "seconds": one_pass, "training": trained}
     for method in EDITORS.values():
         model, frozen = run.manipulator.model, run.job.frozen
-        _, count, seconds = edited(method, model, frozen, pairs, {"steps": asked.steps}, seed)
+        settings = {"steps": asked.steps, **({"strength": 1.0} if method == "sdedit" else {})}
+        _, count, seconds = edited(method, model, frozen, pairs, settings, seed)
         pays = EditCost(train=trained, manipulator=one_pass, editor=seconds).break_even
         found |= {f"seconds_{method}": seconds, f"evaluations_{method}": count, f"break_even_{method}": pays}
     return _finite(found)
@@ -151,12 +165,40 @@ def editor(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metri
     return found
 
 
+def source(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
+    """The pictures as they are, which succeed never and keep all."""
+    asked = validate(options, AnswerOptions, "options")
+    pairs = edit_pairs([edit_of(asked.prompt)], asked.samples)
+    return _measured(asked.world, pairs, pairs.image)
+
+
 def answer(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
     """The exact answers through the autoencoder: the most that a method on its latents can reach."""
     asked = validate(options, AnswerOptions, "options")
     bundle, params = load(asked.model)
     pairs = edit_pairs([edit_of(asked.prompt)], asked.samples)
     return _measured(asked.world, pairs, autoencoded(bundle, params["vae"], pairs.counterfactual, BATCH))
+
+
+def rebuilt(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
+    """The exact answers through encoder and generator of the world's style/: the most that an edit of codes can reach.
+
+    Raises:
+        FileNotFoundError: the model has no style/.
+    """
+    asked = validate(options, AnswerOptions, "options")
+    generator, encoder = read_style(world_directory(asked.model))
+    synthesis = make_generator(generator.config).synthesis
+
+    @jax.jit
+    def view(weights: Params, image: jax.Array) -> jax.Array:
+        codes = encode(encoder.config, weights["encoder"], weights["latent_avg"], image)
+        return jnp.clip(synthesis(weights["generator"], codes, "const"), -1.0, 1.0)
+
+    weights = {"generator": generator.params, "encoder": encoder.params, "latent_avg": encoder.latent_avg}
+    pairs = edit_pairs([edit_of(asked.prompt)], asked.samples)
+    images = in_parts(lambda chosen: view(weights, pairs.counterfactual[chosen]), len(pairs.image))
+    return _measured(asked.world, pairs, images)
 
 
 def scores(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
@@ -178,14 +220,14 @@ def scores(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metri
     return found
 
 
-def _timesteps(run: Run) -> Metrics:
-    """What SDD trained on, by the scores of the config's search, which the cache has from the run or makes now."""
+def _timesteps(run: Run, reading: Mapping[str, Any]) -> Metrics:
+    """What SDD trained on, by the scores of the config's search under a reading, which the cache has or makes now."""
     objective, config = run.job.objective, run.job.config
     if not isinstance(objective, SDD):
         return {}
     fields = [field.name for field in dataclasses.fields(EditData)]
     data = validate({name: config.data[name] for name in fields if name in config.data}, EditData, "config.data")
-    options = validate(config.search, HQSOptions, "config.search")
+    options = validate({**config.search, **reading}, HQSOptions, "config.search")
     search = job_search(objective.model, run.job.frozen, data.open(), data.prompt, options, data.facts)
     known = dict(zip(search.t, search.hqs, strict=True))
     scored = [known[t] for t in objective.timesteps if t in known]
