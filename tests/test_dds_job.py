@@ -58,11 +58,12 @@ def opened(finished):
     return open_run(finished)
 
 
-def test_a_row_holds_a_task_and_both_captions(tiny_model, array_cache):
+def test_a_row_holds_a_task_and_both_captions(tiny_model, array_cache, monkeypatch):
     bundle, params = tiny_model
     tasks = [TranslationTask(target="lion"), TranslationTask(target="white fur")]
     data = TranslationData(count=3, only="cat")
     stock = open_stock(data, bundle, frozen_of(bundle, params), 0)
+    monkeypatch.setattr(portraits, "image", lambda index: pytest.fail("rendered again, where only latents are read"))
     transform = translated(bundle, stock, tasks)
     rows = [transform(stock.source[i % 3], np.random.default_rng(i)) for i in range(12)]
     assert {int(row["task"]) for row in rows} == {0, 1}
@@ -231,9 +232,21 @@ def test_evaluate_measures_and_writes(finished, tiny_world, capsys):
     assert "--samples=4: evaluate takes two portraits a task" in err and "leave --steps and --guidance out" in err
 
 
+def test_what_has_no_outside_is_null_in_json(finished, tiny_world, monkeypatch):
+    """Night changes every pixel."""
+    figures = {**dict.fromkeys((*COLUMNS, "clip", "diversity"), 0.5), "psnr_outside": float("nan")}
+    monkeypatch.setattr(dds_report, "make_measure", lambda *_: lambda images, pairs: figures)
+    monkeypatch.setattr(dds_report, "run_edits", lambda method, model, frozen, pairs, *_: pairs.image)
+    monkeypatch.setattr(dds_report, "measure_seconds", lambda run: 1.0)
+    found = dds_report.evaluate(finished, 8, world=str(tiny_world))
+    strict = json.loads((finished / "evaluation" / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert strict["rows"]["lion"]["psnr_outside"] is None and strict["rows"]["lion"]["psnr"] == 0.5
+    assert np.isnan(found["rows"]["lion"]["psnr_outside"])
+
+
 def test_a_tables_row_times_editors_in_its_own_process(finished, tiny_world, monkeypatch):
     """Of evaluate's rows those of all tasks; SDEdit and PnP run on one image beside the translator."""
-    calls, times = [], iter((0.1, 8.0, 2.0))
+    calls, times = [], iter((0.1, 0.06, 8.0, 2.0))
     run_edits = dds_report.run_edits
 
     def edits(method, model, frozen, pairs, target, seed, options=None):
@@ -251,7 +264,8 @@ def test_a_tables_row_times_editors_in_its_own_process(finished, tiny_world, mon
         ("sdedit", 1, {"steps": 50, "strength": 1.0}), ("pnp", 1, {"steps": 50})
     ]  # fmt: skip
     assert (found["seconds"], found["seconds_sdedit"], found["seconds_pnp"]) == (0.1, 8.0, 2.0)
-    assert found["speedup"] == pytest.approx(80)
+    assert found["speedup"] == pytest.approx(80) and found["seconds_autoencoder"] == 0.06
+    assert found["speedup_latents"] == pytest.approx((8 - 0.06) / 0.04), "both without the autoencoder's passes"
     assert {f"success_{name}" for name in ("bear", "dog", "lion", "squirrel")} < set(found) and "diversity" in found
     with pytest.raises(ValueError, match="options.sample is not a field of TranslationOptions"):
         dds_report.translation(finished, 0, {"sample": 8})

@@ -1,6 +1,8 @@
 """What DDS's tables measure: figure 8 against its closed form, curves of methods, drift, the frame of every editor."""
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.jobs.dds import gradients, study
 from sdd_jax.jobs.dds.gradients import GAUSSIAN_STD, gaussian_kappa
 from sdd_jax.jobs.dds.pairs import distinct_pairs
+from sdd_jax.objectives.conditional import ConditionalDiffusion
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 EDITS = ["hair=white", "expression=angry"]
@@ -85,6 +88,25 @@ def test_the_frame_of_every_editor(told, monkeypatch):
     options = {"tasks": ["lion"], "only": "cat", "count": 2}
     assert study.untouched(None, 0, options) == {"success": 0.0}
     assert study.answers(None, 0, options) == pytest.approx({"success": 1.0})
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_instructions_are_followed_at_a_guidance(told, monkeypatch, guidance):
+    asked = []
+
+    def sample_all(sampler, params, frozen, rows, steps, seed, batch, guidance):
+        asked.append((len(rows["image"]), steps, guidance))
+        return rows["image"]
+
+    objective = object.__new__(ConditionalDiffusion)
+    object.__setattr__(objective, "model", SimpleNamespace(tokenize=list))
+    monkeypatch.setattr(study, "open_run", lambda workdir: (SimpleNamespace(objective=objective, frozen={}), {}, 1))
+    monkeypatch.setattr(study, "make_sampler", lambda objective: None)
+    monkeypatch.setattr(study, "sample_all", sample_all)
+    monkeypatch.setattr(study, "measure_seconds", lambda run, repeats: run() is None or 1.0)
+    guided = {} if guidance is None else {"guidance": guidance}
+    found = study.instructed(Path("run"), 0, {"tasks": ["lion"], "only": "cat", "count": 2, **guided})
+    assert asked == [(2, 50, guidance), (1, 50, guidance)] and set(found) == {"success", "seconds"}
 
 
 def test_scores_stay_or_drift_on_equal_prompts(tiny_world, monkeypatch):

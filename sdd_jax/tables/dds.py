@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sdd_jax.tables.claims import beyond, close, every, order
+from sdd_jax.tables.claims import beyond, close, every, nearer, order, settled
 from sdd_jax.tables.curves import at_equal, levels_off
 from sdd_jax.tables.types import Claim, Column, Plot, Row, Table, Training
 
@@ -21,7 +21,7 @@ TIMES = (50, 150, 300, 450, 600, 750, 900)
 SCORE: dict[str, Any] = {"iterations": 100, "guidance": 3.0}
 NOISED: dict[str, Any] = {"vary": "strength", "strengths": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}
 INJECTED: dict[str, Any] = {"vary": "features", "strengths": (0.2, 0.5, 0.8)}
-GUIDANCES = (1.0, 2.0, 3.0, 5.0, 7.5, 15.0)
+GUIDANCES = (1.0, 3.0, 5.0, 15.0)
 ANIMALS = ("dog", "lion", "bear", "squirrel")
 CATS: dict[str, Any] = {"tasks": ANIMALS, "only": "cat", "count": 16}
 ZERO_SHOT: dict[str, Any] = {"count": 8}
@@ -92,9 +92,9 @@ FIG5 = Table(
         score_row("DDS", "dds", 5.0, **ZERO_SHOT),
         score_row("SDS", "sds", 4.0, **ZERO_SHOT),
         curve_row("SDEdit", "sdedit", 8.0, **NOISED, **ZERO_SHOT),
-        score_row("CDS", "cds", 8.0, **ZERO_SHOT),
         score_row("PDS", "pds", 5.0, {"step": 1.0}, **ZERO_SHOT),
         *framing_rows(ZERO_SHOT),
+        score_row("CDS", "cds", 8.0, seeds=(0,), **ZERO_SHOT),
     ),
     claims=tuple(
         Claim(text=f"at equal success DDS {says} than {rival}", check=at_equal(metric, "DDS", rival, better="higher"))
@@ -118,7 +118,7 @@ FIG9 = Table(
     title="Guidance: prompt against fidelity",
     paper="DDS, fig. 9: CLIP score against LPIPS over guidance scales",
     rows=(
-        curve_row("DDS", "dds", 20.0, settings={"iterations": 100, "frames": 0}, vary="guidance", strengths=GUIDANCES,
+        curve_row("DDS", "dds", 14.0, settings={"iterations": 100, "frames": 0}, vary="guidance", strengths=GUIDANCES,
                   **ZERO_SHOT),
         curve_row("SDEdit", "sdedit", 8.0, **NOISED, **ZERO_SHOT),
         curve_row("PnP", "pnp", 8.0, (0,), **INJECTED, **ZERO_SHOT),
@@ -168,42 +168,53 @@ FIG8 = Table(
               check=every(*(order(f"cosine@{t}", "teacher", "teacher", better="higher", against=f"shuffled@{t}")
                             for t in TIMES))),
         Claim(text="on Gaussian data the size is kappa and the cosine of aligned pairs 1, as in closed form",
-              check=every(*(close(f"aligned@{t}", "Gaussian data", "Gaussian data", margin=0.02, against=f"kappa@{t}")
+              check=every(*(close(f"aligned@{t}", "Gaussian data", "Gaussian data", margin=0.05, relative=True,
+                                  against=f"kappa@{t}")
                             for t in TIMES),
                           *(beyond(f"cosine@{t}", "Gaussian data", 0.999, better="higher") for t in TIMES))),
     ),
     plots=tuple(
         Plot(name=name, metric=name, label="timestep") for name in ("aligned", "permuted", "cosine", "shuffled")
     ),
+    note="Means over 50 draws of noise on the teacher, where the paper has 200, and over 200 on Gaussian data.",
 )  # fmt: skip
 
 TRANSLATOR = Training(config="configs/dds_translate.py", minutes=12.0)
+ATTRIBUTES = dataclasses.replace(TRANSLATOR, config=f"{TRANSLATOR.config}:attributes")
 EDIT_MODEL = Training(config="configs/finetune.py:edit")
 
 
-def translator_row(name: str, variant: str = "", **fields: Any) -> Row:
+def translator_row(name: str, variant: str = "", samples: int = 256, **fields: Any) -> Row:
     """A trained translator's row."""
     training = Training(config=f"configs/dds_translate.py:{variant}", minutes=12.0) if variant else TRANSLATOR
     return Row(
-        name=name, training=training, seeds=(0, 1), sampling_seeds=(0,), evaluation=REPORT, options={"samples": 64},
-        minutes=3.0, **fields,
+        name=name, training=training, seeds=(0, 1), sampling_seeds=(0,), evaluation=REPORT,
+        options={"samples": samples}, minutes=4.0, **fields,
     )  # fmt: skip
 
 
 FIFTY = {"SDEdit": "sdedit", "PnP": "pnp"}
+INSTRUCTED: dict[str, dict[str, float]] = {
+    "InstructPix2Pix-style": {},
+    "InstructPix2Pix-style, w = 3": {"guidance": 3.0},
+}
 TABLE2 = Table(
     name="dds-table2",
     title="Translation of cats to dogs, lions, bears and squirrels",
     paper="DDS, table 2",
     rows=(
-        translator_row("DDS translator"),
+        translator_row("DDS translator", samples=len(ANIMALS) * CATS["count"]),
         translator_row("DDS translator, attributes", "attributes",
                        note="white fur, angry, glasses, night: other tasks, on any portrait"),
         score_row("DDS, zero-shot", "dds", 5.0, shown=100, **CATS),
         curve_row("SDEdit", "sdedit", 8.0, **NOISED, shown=0.7, **CATS),
         curve_row("PnP", "pnp", 7.0, (0,), **INJECTED, shown=0.8, **CATS),
-        Row(name="InstructPix2Pix-style", training=EDIT_MODEL, evaluation=f"{STUDY}:instructed",
-            options={"steps": 50, **CATS}, minutes=4.0, note="fine-tuned on instructions and their answers"),
+        *(
+            Row(name=name, training=EDIT_MODEL, evaluation=f"{STUDY}:instructed",
+                options={"steps": 50, **guided, **CATS}, minutes=4.0,
+                note="fine-tuned on instructions and their answers")
+            for name, guided in INSTRUCTED.items()
+        ),
         *framing_rows(CATS),
         Row(name="DiffusionCLIP", not_run="an external method of its own weights and code"),
     ),
@@ -211,7 +222,7 @@ TABLE2 = Table(
         *(
             Claim(text=f"at equal success the translator {says} than {rival}",
                   check=at_equal(metric, "DDS translator", rival, better=better))
-            for rival in ("SDEdit", "PnP", "InstructPix2Pix-style")
+            for rival in ("SDEdit", "PnP", *INSTRUCTED)
             for metric, better, says in (
                 ("psnr", "higher", "is closer to the exact answer"),
                 ("psnr_outside", "higher", "keeps more outside the edit"),
@@ -232,11 +243,15 @@ TABLE2 = Table(
         Column(metric="diversity"),
         Column(metric="seconds", title="s an image", better="lower"),
         *(Column(metric=f"seconds_{method}", title=f"{name} beside it, s") for name, method in FIFTY.items()),
+        Column(metric="speedup", title="times faster than SDEdit", better="higher"),
+        Column(metric="speedup_latents", title="times faster on latents", better="higher"),
     ),
     note="The paper's LPIPS is a distance to the source; here the exact answer is known, and the distance is to it. "
-    "Curves are shown at 100 iterations, strength .7 and .8 of the features.",
+    "Curves are shown at 100 iterations, strength .7 and .8 of the features. By count a pass is 1F, the "
+    "autoencoder's two about 2F, and 50 guided steps 100F: 34 times one pass with the autoencoder, 100 on latents.",
 )  # fmt: skip
 
+FULL_EDITS = beyond("success", "full", 0.3, better="higher")
 ABLATION = Table(
     name="dds-ablation",
     title="What the translator's training needs",
@@ -246,14 +261,20 @@ ABLATION = Table(
         translator_row("no warm-up", "nowarmup"),
         translator_row("SDS", "sds"),
         translator_row("no identity regularisation", "noidentity"),
+        *framing_rows({**CATS, "count": 64}),
     ),
     claims=(
-        Claim(text="without guidance warm-up the outputs are less diverse",
-              check=order("diversity", "full", "no warm-up", better="higher")),
+        Claim(text="without guidance warm-up the outputs are less diverse, further from the exact answers",
+              check=every(FULL_EDITS, order("diversity", "full", "no warm-up", better="higher"),
+                          nearer("diversity", "full", "no warm-up", to=1.0))),
         Claim(text="SDS in place of DDS loses detail: it is further from the exact answer",
-              check=order("psnr", "full", "SDS", better="higher")),
+              check=every(FULL_EDITS, order("psnr", "full", "SDS", better="higher"))),
         Claim(text="and keeps less outside the edit",
-              check=order("psnr_outside", "full", "SDS", better="higher")),
+              check=every(FULL_EDITS, order("psnr_outside", "full", "SDS", better="higher"))),
     ),
-    columns=(*EDIT_COLUMNS, Column(metric="diversity")),
+    columns=(*EDIT_COLUMNS, Column(metric="diversity", title="diversity (1: the exact answers')")),
+    note="64 cats to each of four animals. A translator that changes nothing has all the diversity and keeps all: the "
+    "claims ask the full one for a success of .3.",
 )  # fmt: skip
+
+FIG2, FIG5, FIG8, FIG9, TABLE2, ABLATION = map(settled, (FIG2, FIG5, FIG8, FIG9, TABLE2, ABLATION))

@@ -21,6 +21,13 @@ def test_guidance_by_hand_and_off_at_one():
     assert guide(jnp.array(2.0), jnp.array(1.0), 0.0) == 1.0
 
 
+@pytest.mark.parametrize(("w", "omega"), [(7.5, 6.5), (1.0, 0.0), (3.0, 2.0)])
+def test_papers_omega_is_one_less(w, omega):
+    """DDS and others write (1 + omega) eps_c - omega eps_u."""
+    cond, uncond = jax.random.normal(jax.random.key(0), (2, 64))
+    np.testing.assert_allclose(guide(cond, uncond, w), (1 + omega) * cond - omega * uncond, atol=1e-5)
+
+
 def test_a_scale_per_sample():
     cond, uncond = jnp.full((2, 3, 3, 1), 2.0), jnp.ones((2, 3, 3, 1))
     np.testing.assert_array_equal(guide(cond, uncond, jnp.array([1.0, 3.0]))[:, 0, 0, 0], [2.0, 4.0])

@@ -11,6 +11,8 @@ from sdd_jax.data.edit_pairs import EDITS
 from sdd_jax.jobs.dds import gradients, report, study
 from sdd_jax.tables import TABLES, dds, find_table
 from sdd_jax.tables.cache import Cache
+from sdd_jax.tables.claims import judge
+from sdd_jax.tables.types import Stat
 from sdd_jax.train import EngineConfig
 
 ROOT = Path(__file__).parents[2]
@@ -55,11 +57,39 @@ def test_a_translator_that_two_tables_name_runs_once(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
     rows = {row.name: row for table in (dds.TABLE2, dds.ABLATION) for row in table.rows}
     assert cache.key(rows["full"].training, 0) == cache.key(rows["DDS translator"].training, 0)
-    assert cache.evaluation_key(rows["full"], 0, 0) == cache.evaluation_key(rows["DDS translator"], 0, 0)
+    asked = {name: row.options for name, row in rows.items() if "tasks" in row.options}
+    rivals = {name: options["count"] * len(options["tasks"]) for name, options in asked.items()}
+    assert rows["DDS translator"].options["samples"] == rivals["SDEdit"] == rivals["InstructPix2Pix-style, w = 3"] == 64
+    assert {rows[name].options["samples"] for name in ("full", "SDS", "DDS translator, attributes")} == {256}
     trained = [row for row in rows.values() if row.training and "dds_translate" in row.training.config]
     assert len({cache.key(row.training, 0) for row in trained}) == len(trained) - 1 == 5
     sdedit = [row for table in (dds.FIG5, dds.FIG9) for row in table.rows if row.name == "SDEdit"]
     assert len({cache.evaluation_key(row, None, 0) for row in sdedit}) == 1
+
+
+def test_a_translator_that_changes_nothing_wins_no_ablation():
+    """It keeps everything, at the diversity of the answers; beside it an edit that collapsed."""
+    figures = {"success": 0.02, "diversity": 1.0, "psnr": 19.0, "psnr_outside": 60.0}
+    full = {name: Stat(value, 0.01, 2) for name, value in figures.items()}
+    worse = {"success": 0.9, "diversity": 0.4, "psnr": 14.0, "psnr_outside": 17.0}
+    others = {name: Stat(value, 0.01, 2) for name, value in worse.items()}
+    measured = {"full": full, "no warm-up": others, "SDS": others}
+    assert [judge(claim, measured).holds for claim in dds.ABLATION.claims] == [False] * 3
+    measured["full"] = {**full, "success": Stat(0.8, 0.01, 2)}
+    assert [judge(claim, measured).holds for claim in dds.ABLATION.claims] == [True] * 3
+    measured["full"] |= {"diversity": Stat(1.9, 0.01, 2)}
+    assert judge(dds.ABLATION.claims[0], measured).holds is False, "noise is not diversity"
+
+
+def test_the_closed_form_is_asked_for_in_its_own_unit():
+    """kappa is .015 at t = 750: off by a tenth of it is off."""
+    claim = dds.FIG8.claims[-1]
+    kappa = {50: 0.99, 150: 0.9, 300: 0.6, 450: 0.28, 600: 0.08, 750: 0.0147, 900: 0.004}
+    for share, holds in ((1.04, True), (0.9, False)):
+        found = {f"kappa@{t}": k for t, k in kappa.items()} | {f"cosine@{t}": 1.0 for t in kappa}
+        found |= {f"aligned@{t}": k * (share if t == 750 else 1) for t, k in kappa.items()}
+        measured = {"Gaussian data": {name: Stat(value, 0.0, 2) for name, value in found.items()}}
+        assert judge(claim, measured).holds is holds
 
 
 def test_a_translator_fits_its_quarter_of_an_hour_by_count():

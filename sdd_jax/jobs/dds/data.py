@@ -187,7 +187,8 @@ def open_stock(data: TranslationData, bundle: ModelBundle, frozen: Frozen, seed:
     def inputs(record: Record) -> Inputs:
         return {"moments": np.asarray(moments[record["position"]], np.float32)}
 
-    return Stock(source, inputs, lambda record: portrait_caption(record["index"]), _counterfactual)
+    unrendered: list[Record] = [{"index": index, "position": position} for position, index in enumerate(source.indices)]
+    return Stock(unrendered, inputs, lambda record: portrait_caption(record["index"]), _counterfactual)
 
 
 def translated(bundle: ModelBundle, stock: Stock, tasks: Sequence[TranslationTask]) -> Transform:

@@ -91,9 +91,10 @@ class CurveOptions(MethodOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InstructedOptions(PairOptions):
-    """steps: of sampling."""
+    """steps: of sampling. guidance: the instruction's scale, two forwards a step; None for the model's own, or none."""
 
     steps: int = 50
+    guidance: float | None = None
 
 
 def editing_curve(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
@@ -155,7 +156,7 @@ def instructed(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> M
 
     def run(pairs: EditPairs, words: list[str]) -> np.ndarray:
         rows = {"image": pairs.image, "condition": pairs.image, "input_ids": objective.model.tokenize(words)}
-        return sample_all(sampler, params, job.frozen, rows, asked.steps, seed, BATCH)
+        return sample_all(sampler, params, job.frozen, rows, asked.steps, seed, BATCH, asked.guidance)
 
     metrics = asked.measure(objective.model, job.frozen)(run(pairs, words), pairs)
     seconds = measure_seconds(lambda: run(part_of(pairs, slice(0, 1)), words[:1]), repeats=1)
