@@ -2,6 +2,7 @@
 
     python -m sdd_jax.bench --forward=portraits --batch-size=16 --against=torch        one UNet forward
     python -m sdd_jax.bench --plain=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype=bfloat16 --batch-size=64
+    python -m sdd_jax.bench --edit=stable-diffusion-v1-5/stable-diffusion-v1-5 --batch-size=8       iterations of DDS
     python -m sdd_jax.bench --config=configs/ccd_sr.py                                 any config's step, with its data
     python -m sdd_jax.bench --config=configs/ccd_sr.py --config.objective.hint_weight=0 \
         --config.optimizer.name=adamw --against=torch
@@ -10,7 +11,7 @@ After a warm-up, `--repeats` runs of `--steps` steps; the fastest and the median
 of the live products and convolutions of the losses and their gradients without remat (`training.flops`): neither what
 remat computes again nor Muon's own products, which are in the time. MFU divides them by the time and by the devices'
 published peak, on a CPU by what a matrix product reaches in the same run. Data wait is the share of a run spent waiting
-for the next batch (`sdd_jax.data.throughput` times data alone). `--forward` and `--plain` use random weights;
+for the next batch (`sdd_jax.data.throughput` times data alone). `--forward`, `--plain` and `--edit` use random weights;
 `--config.model=random:HUB_ID` gives a config random weights of a published model's shape, and a config whose data has
 no path one repeated batch.
 
@@ -40,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.benchmarks.chips import chip_of
+from sdd_jax.benchmarks.edits import edit_work
 from sdd_jax.benchmarks.profile import device_time
 from sdd_jax.benchmarks.twins import check_torch
 from sdd_jax.benchmarks.work import Work, config_work, forward_work, plain_work
@@ -75,9 +77,10 @@ def _bench(arguments: Sequence[str]) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--forward", help="UNet forward of this model (portraits, a directory, a published hub id)")
     which.add_argument("--plain", help="plain diffusion training step of this model")
+    which.add_argument("--edit", help="iterations of a DDS edit by this model, guided, for --batch-size pictures")
     which.add_argument("--config", help="step of a config file with :variants; --config.key=value overrides")
-    parser.add_argument("--batch-size", type=int, default=16, help="of --forward and --plain")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of --forward and --plain")
+    parser.add_argument("--batch-size", type=int, default=16, help="of --forward, --plain and --edit")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the same")
     parser.add_argument("--remat", default="none", help="of --plain: none, dots or block")
     parser.add_argument("--precomputed", action="store_true", help="of --config: one batch of moments and text states")
     parser.add_argument("--attention", default="auto", choices=("auto", "xla"), help="xla: no fused kernels")
@@ -117,6 +120,8 @@ def _work(flags: argparse.Namespace, overrides: Sequence[str], stack: contextlib
     against = flags.against is not None
     if flags.forward is not None:
         return forward_work(flags.forward, flags.batch_size, flags.dtype)
+    if flags.edit is not None:
+        return edit_work(flags.edit, flags.batch_size, flags.dtype)
     if flags.plain is not None:
         makes = {"batch_size": flags.batch_size, "dtype": flags.dtype, "remat": flags.remat}
         return plain_work(flags.plain, stack, against=against, **makes)

@@ -12,6 +12,7 @@ import tiny as tiny_models
 import toy_job
 
 from sdd_jax import bench
+from sdd_jax.benchmarks import edits
 from sdd_jax.benchmarks.chips import CHIPS, DIMENSIONS, SLICES, chip_of
 from sdd_jax.benchmarks.profile import device_time, kind_of, shares
 from sdd_jax.benchmarks.workloads import abstract_program, step_flops
@@ -38,6 +39,13 @@ def run(tmp_path, capsys, array_cache):
         return status, json.loads(out.read_text()) if out.exists() else None, printed.out, printed.err
 
     return call
+
+
+def test_an_edits_iterations_cost_4f_a_picture(run, tiny_world):
+    forward = unet_flops(read_configs(str(tiny_world))["unet"], 16, 16, 40).total
+    status, figures, _, _ = run(f"--edit={tiny_world}", "--batch-size=2")
+    assert status == 0 and figures["batch_size"] == 2 and "DDS iterations" in figures["work"]
+    assert figures["flops_per_sample"] == pytest.approx(edits.LENGTH * 4 * forward, rel=0.05)
 
 
 def tiny(world, *more):
@@ -164,6 +172,7 @@ def test_fused_attention_can_be_switched_off(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--edit=nobody/nothing"], "no directory and not a published model"),
         (["--forward=portraits", "--batch-size=0"], "--batch-size=0: give at least 1"),
         (["--forward=nobody/nothing"], "no directory and not a published model"),
         ([f"--config={CONFIG}:adapter", "--against=torch"], "there is no PyTorch twin"),

@@ -138,10 +138,10 @@ def test_a_batch_is_its_images_and_seeds_differ():
 
 def test_sweeps_compile_once():
     edit("dds", request(**SHORT))
-    before = editing_dds._iterate._cache_size()
+    before = editing_dds.iterate._cache_size()
     for change in ({"guidance": 3.0}, {"step": 0.2}, {"iterations": 6}):
         edit("dds", request(**{**SHORT, **change}))
-    assert editing_dds._iterate._cache_size() == before
+    assert editing_dds.iterate._cache_size() == before
 
 
 def test_a_mask_keeps_what_is_black(tmp_path):
@@ -200,8 +200,8 @@ def tiny_frozen(tiny_model):
     return frozen_of(*tiny_model)
 
 
-def iteration_flops(model, frozen, method, options, b, guided=True, length=3, side=8):
-    """Operations an iteration of the program of `length` iterations on b images of side^2 latents, from its trace."""
+def trace_iterations(model, frozen, method, options, b, guided=True, length=3, side=8):
+    """The program of `length` iterations on b images of side^2 latents, traced."""
     context = jnp.zeros((b, *frozen["null_context"].shape[1:]))
     inputs = {
         "z": jnp.zeros((b, side, side, 4)),
@@ -211,8 +211,13 @@ def iteration_flops(model, frozen, method, options, b, guided=True, length=3, si
     }
     inputs |= dict.fromkeys(("source", "target"), {"context": context, "added_cond": None})
     program = Program(method, shared(options), guided, length)
-    carry = editing_dds._start(program.options, inputs["z"])
-    traced = editing_dds._iterate.trace(Static(model), program, frozen, inputs, carry, KEY, jnp.int32(0))
+    carry = editing_dds.start(program.options, inputs["z"])
+    return editing_dds.iterate.trace(Static(model), program, frozen, inputs, carry, KEY, jnp.int32(0))
+
+
+def iteration_flops(model, frozen, method, options, b, guided=True, length=3, side=8):
+    """Operations an iteration, from the program's trace."""
+    traced = trace_iterations(model, frozen, method, options, b, guided, length, side)
     return count_jaxpr(traced.jaxpr.jaxpr).total / length
 
 
@@ -236,6 +241,17 @@ def test_an_iteration_costs_what_it_says(tiny_model, tiny_frozen, method, option
     assert iteration_flops(model, tiny_frozen, method, options, 1, guided) == forwards * one
     if method == "dds" and guided:
         assert iteration_flops(model, tiny_frozen, method, options, 8) == 8 * forwards * one
+
+
+def test_the_compiled_program_is_one_loop_of_4f(tiny_model, tiny_frozen):
+    """XLA's own count, elementwise operations included: of the loop's body, which it counts once, and of a forward."""
+    model, weights = tiny_model
+    z, context = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32), tiny_frozen["null_context"]
+    forward = jax.jit(model.denoise).lower(weights["unet"], z, jax.ShapeDtypeStruct((1,), jnp.int32), context).compile()
+    program = trace_iterations(model, tiny_frozen, "dds", Delta(), 2, length=7).lower().compile()
+    assert program.as_text().count('"known_trip_count":{"n":"7"}') == 1
+    found = program.cost_analysis()["flops"] / forward.cost_analysis()["flops"]
+    assert found == pytest.approx(2 * 4, rel=0.01)
 
 
 @pytest.mark.slow

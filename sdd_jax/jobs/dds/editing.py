@@ -125,26 +125,17 @@ class Program(NamedTuple):
 
 def _edit(request: EditRequest, method: str, options: Descent, branches: int, extra: int = 0) -> EditResult:
     """Runs a method; branches: guided predictions an iteration; extra: F beyond them."""
-    model, times = request.model, jnp.asarray(options.times(request.model))
-    w = scale_of(request, options.guidance, usual_guidance(model))
-    z_source = encode(request)
-    inputs = {
-        "z": z_source,
-        "source": texts(request, request.source)._asdict(),
-        "target": texts(request, request.target)._asdict(),
-        "times": times,
-        "w": jnp.float32(w),
-        "step": jnp.float32(options.step),
-    }
+    model, inputs = request.model, inputs_of(request, options)
+    inputs["z"] = z_source = encode(request)
     if options.mask:
         inputs["mask"] = read_mask(options.mask, request)
     cuts = most_parts(options.iterations, options.frames or CUTS)
     length = options.iterations // cuts
-    program = Program(method, shared(options), w != 1.0, length)
-    carry = _start(program.options, z_source)
+    program = Program(method, shared(options), bool(inputs["w"] != 1.0), length)
+    carry = start(program.options, z_source)
     frames, began = [], time.monotonic()
     for cut in range(cuts):
-        carry = _iterate(Static(model), program, request.frozen, inputs, carry, jax.random.key(request.seed),
+        carry = iterate(Static(model), program, request.frozen, inputs, carry, jax.random.key(request.seed),
                          jnp.int32(cut * length))  # fmt: skip
         if options.frames:
             frames.append(decode(request, carry[0][: len(z_source)]))
@@ -154,6 +145,18 @@ def _edit(request: EditRequest, method: str, options: Descent, branches: int, ex
     image = frames[-1] if frames else decode(request, carry[0][: len(z_source)])
     evaluations = options.iterations * (branches * (passes(model) if program.guided else 1) + extra)
     return EditResult(image, float(evaluations), np.stack(frames) if frames else None)
+
+
+def inputs_of(request: EditRequest, options: Descent) -> dict[str, Any]:
+    """What `iterate` reads of a request beside `z`, its latents."""
+    w = scale_of(request, options.guidance, usual_guidance(request.model))
+    return {
+        "source": texts(request, request.source)._asdict(),
+        "target": texts(request, request.target)._asdict(),
+        "times": jnp.asarray(options.times(request.model)),
+        "w": jnp.float32(w),
+        "step": jnp.float32(options.step),
+    }
 
 
 def most_parts(total: int, limit: int) -> int:
@@ -170,13 +173,14 @@ def read_mask(path: str, request: EditRequest) -> jax.Array:
     return jnp.asarray(grid.mean((1, 3))[None, :, :, None])
 
 
-def _start(options: Descent, z_source: jax.Array) -> tuple[jax.Array, Any]:
+def start(options: Descent, z_source: jax.Array) -> tuple[jax.Array, Any]:
+    """What a descent carries at first: latents, of both branches where it is symmetric, and the optimiser's state."""
     z = jnp.concatenate([z_source, z_source]) if _is_symmetric(options) else jnp.array(z_source, copy=True)
     return z, OPTIMIZERS[options.optimizer](options.step).init(z)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _iterate(
+def iterate(
     static: Static,
     program: Program,
     frozen: Frozen,
@@ -185,6 +189,7 @@ def _iterate(
     rng: jax.Array,
     start: jax.Array,
 ) -> tuple[jax.Array, Any]:
+    """`program.length` iterations from the `start`-th on; the carry is donated."""
     options, schedule = program.options, Schedule(static.model.alphas_cumprod)
     gradient = score_editing.shaped(
         make_gradient(static.model, program, frozen, inputs),
