@@ -15,10 +15,11 @@ from sdd_jax.jobs.sdd.hqs import Search
 from sdd_jax.jobs.sdd.style_codes import StyleData
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.selection import parse_rule
-from sdd_jax.tables import sdd, sdd_rows
+from sdd_jax.tables import cache as cache_module
+from sdd_jax.tables import dds, edit_grids, sdd, sdd_rows
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.claims import judge
-from sdd_jax.tables.sdd_rows import EDITS, PROMPTS, SEARCH, STRATEGIES, TIMESTEPS
+from sdd_jax.tables.sdd_rows import EDITS, PINNED, PROMPTS, READINGS, SEARCH, STRATEGIES, TIMESTEPS
 from sdd_jax.tables.types import Stat, Table
 from sdd_jax.train import EngineConfig
 
@@ -56,7 +57,29 @@ def test_a_training_that_several_tables_name_runs_once(tmp_path, monkeypatch):
         assert keys(sdd.TABLE3, f"random, {edit}") != {key}
     assert keys(sdd.COST, "SDD, white hair") == keys(sdd.TABLE1, "SDD, white hair")
     trained = [row.training for table in TABLES for row in table.rows if row.training and "sdd_latent" in str(row.training)]  # fmt: skip  # noqa: E501
-    assert len({cache.key(training, 0) for training in trained}) == 3 * len(STRATEGIES) + len(TIMESTEPS) + 3
+    singles = sum(map(len, TIMESTEPS.values()))
+    assert len({cache.key(training, 0) for training in trained}) == 3 * len(STRATEGIES) + singles + 3
+
+
+def test_another_search_trains_again_only_what_reads_it(tmp_path, monkeypatch):
+    """Readings differ in what is pinned, so that single timesteps and random ones stay when the config's changes."""
+    monkeypatch.chdir(ROOT)
+    other = READINGS["eq. 8, w = 7.5"]
+    changed = {name for name in SEARCH if len({reading[name] for reading in READINGS.values()}) > 1}
+    assert changed == {override.partition("=")[0].removeprefix("search.") for override in PINNED}
+    load = cache_module.load_config
+
+    def edited(path, overrides, *rest):
+        return load(path, [*(f"search.{name}={value}" for name, value in other.items()), *overrides], *rest)
+
+    rows = {row.name: row for table in (sdd.TABLE3, sdd.FIG4) for row in table.rows if row.training}
+    before, after = Cache(tmp_path), Cache(tmp_path)
+    kept = {name: before.key(row.training, 0) for name, row in rows.items()}
+    monkeypatch.setattr(cache_module, "load_config", edited)
+    moved = {name for name, row in rows.items() if after.key(row.training, 0) != kept[name]}
+    assert moved == {f"{strategy}, {edit}" for strategy in STRATEGIES if strategy != "random" for edit in EDITS}
+    for name in rows.keys() - moved:
+        assert rows[name].options == {"search": SEARCH}, "their mean score is read by what the others search by"
 
 
 def test_trainings_fit_their_minutes_by_count():
@@ -68,18 +91,30 @@ def test_trainings_fit_their_minutes_by_count():
 
 
 def test_prompts_rules_and_timesteps_are_possible():
-    assert len(PROMPTS) >= 6 and set(EDITS) <= set(PROMPTS) and len(TIMESTEPS) >= 6
+    assert len(PROMPTS) >= 6 and set(EDITS) <= set(PROMPTS)
+    assert len(TIMESTEPS) >= 3 and all(len(set(times)) >= 6 for times in TIMESTEPS.values())
     edits = [edit_of(prompt) for prompt in PROMPTS.values()]
     assert len(set(edits)) == len(edits)
     for prompt in PROMPTS.values():
         check_template(prompt, PORTRAIT_FIELDS)
     assert all(parse_rule(rule) for rule in STRATEGIES.values())
-    assert set(TIMESTEPS) <= set(HQSOptions(**SEARCH).times().tolist())
+    grid = set(HQSOptions(**SEARCH).times().tolist())
+    assert all(set(times) <= grid for times in TIMESTEPS.values())
     for edit, variant in EDITS.items():
         for path in (sdd_rows.LATENT, sdd_rows.STYLE):
             config = load_config(f"{ROOT / path}:{variant}")
             assert config.data.prompt == PROMPTS[edit]
             assert HQSOptions(**config.search) == HQSOptions(**SEARCH), "scores are of what trainings select by"
+
+
+@pytest.mark.parametrize("path", [sdd_rows.LATENT, sdd_rows.STYLE])
+def test_both_guidances_are_as_loose_for_a_turn_of_the_head(path):
+    def weight(variant):
+        return load_config(f"{ROOT / path}:{variant}").objective.l2_weight
+
+    share = weight("side_view") / weight("angry")
+    assert share < 0.5 and weight("side_view,clip") / weight("angry,clip") == pytest.approx(share)
+    assert weight("side_view,clip,sd15") == weight("angry,clip,sd15")
 
 
 def test_both_manipulators_search_once():
@@ -94,40 +129,89 @@ def test_a_world_without_a_generator_says_so(tmp_path, method):
     row = sdd_rows.style_row(method, "angry", world=tmp_path)
     assert row.not_run == sdd_rows.NO_STYLE and "configs/pretrain_style.py" in row.not_run and not row.evaluation
     assert sdd_rows.priced(row) is row
+    assert [bool(frame.not_run) for frame in sdd_rows.framing_rows("angry", tmp_path)] == [False, False, True]
     (tmp_path / "style").mkdir()
     (tmp_path / "style" / "model.safetensors").touch()
     found = sdd_rows.style_row(method, "angry", world=tmp_path)
     assert found.name == row.name and found.training.config == f"{sdd_rows.STYLE}:angry"
+    assert not any(frame.not_run for frame in sdd_rows.framing_rows("angry", tmp_path))
 
 
-def stat(value):
-    return Stat(value, 0.0, 1)
+def stat(value, runs=2):
+    return Stat(value, 0.0, runs)
 
 
-def single(successes, scores, name="HQS, white hair"):
-    measured = {name: {"success": stat(s)} for name, s in zip(sdd.SINGLE.values(), successes, strict=True)}
-    measured[name] = {f"hqs@{t}": stat(s) for t, s in zip(sdd.SINGLE, scores, strict=True)}
+def single(values, scores, name="HQS, white hair", metric="success"):
+    """Figures of white hair's seven timesteps, each measured once, as they are planned."""
+    names = sdd.SINGLE["white hair"]
+    measured = {row: {metric: stat(s, 1)} for row, s in zip(names.values(), values, strict=True)}
+    measured[name] = {f"hqs@{t}": stat(s, 1) for t, s in zip(names, scores, strict=True)}
     return measured
 
 
+def test_what_chance_reaches_once_in_twenty():
+    """The published one-sided 5% values of Spearman's correlation."""
+    found = [sdd_rows.significant(n) for n in range(4, 10)]
+    assert found == pytest.approx([1.0, 0.9, 0.829, 0.714, 0.643, 0.600], abs=5e-4)
+    with pytest.raises(ValueError, match="3 pairs: chance orders them alike"):
+        sdd_rows.significant(3)
+
+
 @pytest.mark.parametrize(
-    ("successes", "holds"), [(np.linspace(0, 1, 9), True), (np.linspace(1, 0, 9), False), ([0.5] * 9, None)]
+    ("successes", "rho", "holds"),
+    [
+        (np.linspace(0, 1, 7), 1, True),
+        (np.linspace(1, 0, 7), -1, False),
+        ([0.0, 0.1, 0.4, 0.3, 0.6, 0.5, 0.2], 0.5, False),
+        ([0.2, 0.1, 0.0, 0.3, 0.6, 0.4, 0.5], 0.714, True),
+        ([0.5] * 7, None, None),
+    ],
 )
-def test_the_central_claim_is_a_rank_correlation(successes, holds):
-    verdict = judge(sdd.FIG4.claims[0], single(successes, np.arange(9) / 9))
+def test_the_central_claim_is_a_rank_correlation(successes, rho, holds):
+    verdict = judge(sdd.FIG4.claims[0], single(successes, np.arange(7) / 7))
     assert verdict.holds is holds
     if holds is not None:
-        assert f"rank correlation {1 if holds else -1:.2f} over 9 timesteps" in verdict.evidence
-    assert judge(sdd.FIG4.claims[0], single(np.linspace(0, 1, 9), np.ones(9))).holds is None
+        assert f"rank correlation {rho:.3f} over 7 timesteps, asked 0.714" in verdict.evidence
+    assert judge(sdd.FIG4.claims[0], single(np.linspace(0, 1, 7), np.ones(7))).holds is None
+    nearer = single(np.linspace(12, 20, 7), np.arange(7), metric="psnr")
+    assert judge(sdd.FIG4.claims[1], nearer).holds and judge(sdd.FIG4.claims[0], nearer).holds is None
 
 
-def test_the_central_claim_is_asked_of_every_reading():
+def test_the_central_claim_is_asked_of_every_prompt_and_reading():
     eq_8 = "HQS, white hair, eq. 8, w = 7.5"
-    (claim,) = (claim for claim in sdd.FIG4.claims if claim.check.rows[:2] == (eq_8, sdd.SINGLE[100]))
-    verdict = judge(claim, single(np.linspace(0, 1, 9), np.arange(9), eq_8))
-    assert verdict.holds and judge(sdd.FIG4.claims[0], single(np.ones(9), np.ones(9), eq_8)).holds is None
-    row = next(row for row in sdd.FIG4.rows if row.name == eq_8)
-    assert HQSOptions(**row.options["search"]) == HQSOptions(guidance=7.5, images=64)
+    claims = [claim for claim in sdd.FIG4.claims if claim.check.rows[:2] == (eq_8, "white hair, t = 100")]
+    verdict = judge(claims[0], single(np.linspace(0, 1, 7), np.arange(7), eq_8))
+    assert verdict.holds and judge(sdd.FIG4.claims[0], single(np.ones(7), np.ones(7), eq_8)).holds is None
+    rows = {row.name: row for row in sdd.FIG4.rows}
+    assert HQSOptions(**rows[eq_8].options["search"]) == HQSOptions(guidance=7.5, images=64)
+    for prompt in PROMPTS:
+        assert HQSOptions(**rows[f"HQS, {prompt}"].options["search"]) == HQSOptions(images=64), "search's defaults"
+    ranked = [claim.check.rows for claim in sdd.FIG4.claims if len(claim.check.rows) > 1]
+    for edit, names in sdd.SINGLE.items():
+        for scores in (f"HQS, {edit}", f"HQS, {edit}, as trainings search"):
+            assert ranked.count((scores, *names.values())) == 2, "success, and nearness to the answer"
+
+
+def test_a_turn_that_clip_makes_too_is_no_claim():
+    measured = {"SDD, side view": {"success": stat(0.9), "psnr": stat(20.0)}}
+    for success, holds in ((0.1, True), (0.4, False)):
+        measured["CLIP guidance, side view"] = {"success": stat(success), "psnr": stat(15.0)}
+        assert judge(sdd.FIG7.claims[0], measured).holds is holds
+    measured["CLIP guidance, side view"] = {"success": stat(0.1, 1), "psnr": stat(15.0, 1)}
+    verdict = judge(sdd.FIG7.claims[0], measured)
+    assert verdict == (None, "CLIP guidance, side view has one seed so far: nothing says what a seed does")
+
+
+@pytest.mark.parametrize(("table", "rival"), [(sdd.TABLE1, "SDEdit"), (sdd.TABLE2, "CLIP guidance")])
+def test_what_changes_nothing_keeps_nothing_that_counts(table, rival):
+    kept = {"SDD, angry": {"success": stat(0.0), "psnr_outside": stat(60.0)},
+            f"{rival}, angry": {"success": stat(0.9), "psnr_outside": stat(20.0)}}  # fmt: skip
+    wanted = ("SDD, angry", f"{rival}, angry")
+    claims = [claim for claim in table.claims if claim.check.rows == wanted and "equal success" in claim.text]
+    (claim,) = (claim for claim in claims if "psnr_outside" in claim.text or "keeps" in claim.text)
+    assert judge(claim, kept).holds is None
+    kept["SDD, angry"]["success"] = stat(0.9)
+    assert judge(claim, kept).holds
 
 
 def test_the_cost_claims_read_times_of_one_process():
@@ -177,9 +261,28 @@ def test_scores_are_means_of_two_disjoint_sets_of_images(monkeypatch, tiny_world
     }
 
 
+def test_grids_are_those_of_measured_rows(tmp_path, monkeypatch, one_line):
+    monkeypatch.chdir(ROOT)
+    flags = [f"--cache={tmp_path / 'rows'}", f"--out={tmp_path / 'out'}"]
+    assert "no edit is measured in" in one_line(edit_grids, *flags)
+    rows = {row.training.config for table in (sdd.TABLE1, dds.TABLE2) for row in table.rows if row.training}
+    assert {training.config for training, _ in edit_grids.GRIDS.values() if "style" not in training.config} <= rows
+    monkeypatch.setattr(Cache, "is_trained", lambda cache, training, seed: "white_hair" not in training.config)
+    cache = Cache(tmp_path / "rows")
+    for name in ("sdd_white_hair", "sdd_angry", "dds_cats"):
+        training, where = edit_grids.GRIDS[name]
+        picture = cache.workdir(training, 0) / where
+        picture.parent.mkdir(parents=True)
+        picture.write_text(name)
+    assert edit_grids.main(flags) == 0
+    written = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert written == {"sdd_angry.png": "sdd_angry", "dds_cats.png": "dds_cats"}, "trained, and with a picture"
+
+
 def test_options_of_rows_are_those_that_evaluations_take():
     kinds = {"manipulator": "ManipulatorOptions", "cost": "CostOptions", "editor": "EditorOptions",
-             "answer": "AnswerOptions", "scores": "ScoreOptions"}  # fmt: skip
+             "source": "AnswerOptions", "answer": "AnswerOptions", "rebuilt": "AnswerOptions",
+             "scores": "ScoreOptions"}  # fmt: skip
     for row in (row for table in TABLES for row in table.rows if not row.not_run):
         schema = getattr(sdd_tables, kinds[row.evaluation.split(":")[1]])
         plain = json.loads(json.dumps(to_plain(dict(row.options))))

@@ -1,0 +1,72 @@
+"""`python -m sdd_jax.tables.edit_grids`: pictures that rows of SDD's and DDS's tables left, for the docs.
+
+    python -m sdd_jax.reproduce sdd-table1
+    python -m sdd_jax.reproduce dds-table2
+    python -m sdd_jax.tables.edit_grids --out=docs/images
+
+sdd_EDIT.png and sdd_stylegan_EDIT.png: portraits before and after a manipulator's pass, and the exact answers.
+dds_cats.png and dds_attributes.png: a translator's sources, outputs and exact answers of every task. Nothing is drawn
+again; rows that are not trained or not measured yet are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdd_jax.command import Parser, run_command
+from sdd_jax.data.cache import cache_dir
+from sdd_jax.tables import dds
+from sdd_jax.tables.cache import Cache
+from sdd_jax.tables.sdd_rows import EDITS, STYLE, manipulator_training
+from sdd_jax.tables.types import Training
+
+MANIPULATED, TRANSLATED = "evaluation/before_after.png", "evaluation/grid.png"
+GRIDS: dict[str, tuple[Training, str]] = {
+    **{f"sdd_{name}": (manipulator_training(edit), MANIPULATED) for edit, name in EDITS.items()},
+    **{f"sdd_stylegan_{name}": (manipulator_training(edit, config=STYLE), MANIPULATED) for edit, name in EDITS.items()},
+    "dds_cats": (dds.TRANSLATOR, TRANSLATED),
+    "dds_attributes": (dds.ATTRIBUTES, TRANSLATED),
+}
+_log = logging.getLogger("sdd_jax")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    return run_command(_copy, argv)
+
+
+def _copy(argv: Sequence[str]) -> None:
+    parser = Parser(
+        prog="python -m sdd_jax.tables.edit_grids",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cache", type=Path, help="trained rows, as reproduce's")
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="where the pictures are written")
+    flags = parser.parse_args(argv)
+    cache = Cache(flags.cache or cache_dir() / "rows")
+    found = {
+        name: picture
+        for name, (training, where) in GRIDS.items()
+        if cache.is_trained(training, flags.seed) and (picture := cache.workdir(training, flags.seed) / where).is_file()
+    }
+    if not found:
+        raise ValueError(
+            f"no edit is measured in {cache.root}: run python -m sdd_jax.reproduce sdd-table1 or dds-table2 first"
+        )
+    for name in (name for name in GRIDS if name not in found):
+        _log.info("%s is not measured yet", name)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    for name, picture in found.items():
+        shutil.copyfile(picture, flags.out / f"{name}.png")
+        _log.info("wrote %s", flags.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
