@@ -211,7 +211,7 @@ def trace_iterations(model, frozen, method, options, b, guided=True, length=3, s
     }
     inputs |= dict.fromkeys(("source", "target"), {"context": context, "added_cond": None})
     program = Program(method, shared(options), guided, length)
-    carry = editing_dds.start(program.options, inputs["z"])
+    carry = editing_dds.first_carry(program.options, inputs["z"])
     return editing_dds.iterate.trace(Static(model), program, frozen, inputs, carry, KEY, jnp.int32(0))
 
 

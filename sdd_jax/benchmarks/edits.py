@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.benchmarks.work import Work
-from sdd_jax.jobs.dds.editing import Program, inputs_of, iterate, start
+from sdd_jax.jobs.dds.editing import Program, first_carry, inputs_of, iterate
 from sdd_jax.jobs.dds.options import Delta, shared
 from sdd_jax.jobs.editing.methods import EditRequest, Static, frozen_of
 from sdd_jax.models.load import load
@@ -35,10 +35,10 @@ def edit_work(name: str, batch_size: int, dtype: str) -> Work:
     inputs = {**inputs_of(request, options), "z": z}
     static, program = Static(model), Program("dds", shared(options), True, LENGTH)
     rest = (jax.random.key(1), jnp.int32(0))
-    traced = iterate.trace(static, program, frozen, inputs, start(program.options, z), *rest)
+    traced = iterate.trace(static, program, frozen, inputs, first_carry(program.options, z), *rest)
     return Work(
         name=f"{LENGTH} DDS iterations of {name}, {dtype}",
-        step=lambda _: iterate(static, program, frozen, inputs, start(program.options, z), *rest)[0],
+        step=lambda _: iterate(static, program, frozen, inputs, first_carry(program.options, z), *rest)[0],
         batch=lambda: None,
         batch_size=batch_size,
         flops=count_jaxpr(traced.jaxpr.jaxpr).total,

@@ -92,7 +92,7 @@ def strategy_row(strategy: str, edit: str) -> Row:
 
 
 def single_row(edit: str, t: int) -> Row:
-    """A manipulator of one timestep, trained once: Fig. 4 ranks timesteps, and has as many trainings as those."""
+    """A manipulator of one timestep, trained once: what Fig. 4 draws its correlation from is timesteps, not seeds."""
     training = manipulator_training(edit, "", f"timesteps.given=({t},)", "timesteps.rule=", *PINNED)
     return manipulator_row(f"{edit}, t = {t}", training, (0,), search=SEARCH)
 

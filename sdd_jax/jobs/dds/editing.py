@@ -132,7 +132,7 @@ def _edit(request: EditRequest, method: str, options: Descent, branches: int, ex
     cuts = most_parts(options.iterations, options.frames or CUTS)
     length = options.iterations // cuts
     program = Program(method, shared(options), bool(inputs["w"] != 1.0), length)
-    carry = start(program.options, z_source)
+    carry = first_carry(program.options, z_source)
     frames, began = [], time.monotonic()
     for cut in range(cuts):
         carry = iterate(Static(model), program, request.frozen, inputs, carry, jax.random.key(request.seed),
@@ -151,9 +151,9 @@ def inputs_of(request: EditRequest, options: Descent) -> dict[str, Any]:
     """What `iterate` reads of a request beside `z`, its latents."""
     w = scale_of(request, options.guidance, usual_guidance(request.model))
     return {
+        "times": jnp.asarray(options.times(request.model)),
         "source": texts(request, request.source)._asdict(),
         "target": texts(request, request.target)._asdict(),
-        "times": jnp.asarray(options.times(request.model)),
         "w": jnp.float32(w),
         "step": jnp.float32(options.step),
     }
@@ -173,7 +173,7 @@ def read_mask(path: str, request: EditRequest) -> jax.Array:
     return jnp.asarray(grid.mean((1, 3))[None, :, :, None])
 
 
-def start(options: Descent, z_source: jax.Array) -> tuple[jax.Array, Any]:
+def first_carry(options: Descent, z_source: jax.Array) -> tuple[jax.Array, Any]:
     """What a descent carries at first: latents, of both branches where it is symmetric, and the optimiser's state."""
     z = jnp.concatenate([z_source, z_source]) if _is_symmetric(options) else jnp.array(z_source, copy=True)
     return z, OPTIMIZERS[options.optimizer](options.step).init(z)
