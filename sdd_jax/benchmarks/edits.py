@@ -1,4 +1,4 @@
-"""What `sdd_jax.bench --edit` times: an iteration of editing by the delta denoising score."""
+"""What `sdd_jax.bench --edit` times: iterations of editing by the delta denoising score."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LENGTH = 2
 
 
 def edit_work(name: str, batch_size: int, dtype: str) -> Work:
-    """An iteration of a guided DDS edit of `batch_size` pictures, 4F each, at a model's own size, random parameters.
+    """Iterations of a guided DDS edit of `batch_size` pictures, 4F each, at a model's own size, random parameters.
 
     A step is a program of `LENGTH` iterations, as an edit's parts are; its latents start where they did every time.
     """
