@@ -104,7 +104,8 @@ def schedules(workdir: Path | None, seed: int, options: Options) -> dict[str, fl
     protocol = validate(settings, Protocol, "options")
     subject, instruments = open_subject(workdir, protocol), _instruments(protocol)
     data = read_heldout(subject.model, protocol.samples, seed)
-    z, metrics = encoded(subject, data, scales_of(protocol, subject.model)[0]), {}
+    z = encoded(subject, data, scales_of(protocol, subject.model)[0])
+    metrics: dict[str, float] = {}
     for x, fields in options["points"].items():
         way = validate({**settings, **fields}, Protocol, f"options.points.{x}")
         down = scales_of(way, subject.model)[1]
