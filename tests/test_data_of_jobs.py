@@ -137,7 +137,9 @@ def test_an_error_of_a_worker_is_one_line(build, places, tmp_path):
     stream = build("ccd", "folder", f"data.path={folder}", "workers=1").stream(0)
     for path in folder.glob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="2 of 8 records cannot be read, more than config.data.max_bad_share") as error:
+    # a worker's threads read side by side: the second damaged record ends it, others may be met by then
+    message = "[2-8] of 8 records cannot be read, more than config.data.max_bad_share"
+    with pytest.raises(ValueError, match=message) as error:
         next(stream)
     assert is_ours(error.value) and "\n" not in str(error.value)
     stream.close()
