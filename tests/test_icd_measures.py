@@ -138,6 +138,10 @@ def test_exported_pairs_are_put_together_with_their_teacher(student, tmp_path, s
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), read[name], want)
     maker = make_maker(flags)
     assert maker.settings["steps"] == 2 and model.content_hash in maker.name
+    assert maker.settings["guidance"] == 3.0, "the trained scale next to 7.5"
+    flags.guidance = 2.0
+    with pytest.raises(ValueError, match="--guidance=2: this model was trained at 1, 3"):
+        make_maker(flags)
     stage_1 = {**config, "teacher": {"workdir": "runs/stage1"}}
     open_exported(flags, write_card(stage_1, tree_hash(params["unet"])))
     for other, digest in ((config, "0" * 64), (config, tree_hash(params["unet"])), (stage_1, "0" * 64)):

@@ -215,15 +215,20 @@ def usual_guidance(model: ModelBundle, published: float = 7.5) -> float:
 
 
 def scale_of(request: EditRequest, given: float | None, usual: float, flag: str = "guidance") -> float:
-    """The guidance scale of a request: the one given as `--option FLAG`, else the usual one.
+    """The guidance scale of a request: the one given as `--option FLAG`, else the usual one; as `trained_scale`."""
+    return trained_scale(request.frozen, given, usual, f"--option {flag}")
+
+
+def trained_scale(frozen: Frozen, given: float | None, usual: float, flag: str) -> float:
+    """The guidance scale given as `flag`, else the usual one.
 
     A model that was trained at some scales takes the nearest of them for the usual one; ValueError for a given one that
     is none of them.
     """
-    trained = request.frozen.get("scales", TrainedScales((-math.inf, math.inf), interval=True))
+    trained = frozen.get("scales", TrainedScales((-math.inf, math.inf), interval=True))
     if given is None:
         return trained.nearest(usual)
-    trained.check(f"--option {flag}", given)
+    trained.check(flag, given)
     return given
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
+from sdd_jax.jobs.editing.methods import TrainedScales
 from sdd_jax.jobs.icd.job import editing_model, usual_scale
 from sdd_jax.jobs.icd.measures import drawn_metrics, reconstructed
 from sdd_jax.jobs.icd.subjects import Protocol, icd_subject, read_heldout, scales_of
@@ -23,6 +24,8 @@ def report(workdir: Path, flags: ReportFlags) -> str:
     objective = job.objective
     if not isinstance(objective, ICD) or job.config.data.source != "portraits":
         raise ValueError(f"--workdir={workdir}: evaluate takes runs of iCD on portraits")
+    for w in flags.guidance:
+        TrainedScales(objective.scales).check("--guidance", w)
     model, frozen = editing_model(job, params)
     subject, data = icd_subject(model, frozen), read_heldout(model, flags.samples, flags.seed)
     instruments = read_instruments(world_directory(flags.world))

@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
     parser.add_argument("--blend", action="store_true", help="give the method each sample's blended words")
     parser.add_argument("--steps", type=int, default=50, help="of generation and restoration")
-    parser.add_argument("--guidance", type=float, default=7.5, help="of generation; 1 is off")
+    parser.add_argument("--guidance", type=float, help="of generation: 7.5, or the nearest trained scale; 1 is off")
     parser.add_argument("--size", type=int, default=0, help="side of pictures; 0: the model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)

@@ -32,7 +32,7 @@ from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
 from sdd_jax.jobs.ccd.data import ConditionConfig
 from sdd_jax.jobs.ccd.heldout import condition_of
 from sdd_jax.jobs.ccd.runs import open_runs
-from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, guided_unet, passes
+from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, guided_unet, passes, trained_scale
 from sdd_jax.jobs.editing.models import open_model
 from sdd_jax.jobs.editing.options import parse_options
 from sdd_jax.jobs.icd.job import generate
@@ -49,6 +49,9 @@ from sdd_jax.objectives.inputs import text_of
 from sdd_jax.runs import read_config
 from sdd_jax.sampling.generate import sample
 from sdd_jax.types import Frozen, ModelBundle
+
+GUIDANCE = 7.5
+"""Of generation where none is given."""
 
 
 class Maker(NamedTuple):
@@ -81,7 +84,8 @@ def make_maker(flags: argparse.Namespace) -> Maker:
 def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, size: int) -> Maker:
     """DDIM over the trailing grid, guided; of an iCD run its reverse model's jumps, guided dynamically."""
     side, key = size // model.downsampling, jax.random.key(flags.seed)
-    options, w = parse_options(flags.option), jnp.float32(flags.guidance)
+    options, scale = parse_options(flags.option), trained_scale(frozen, flags.guidance, GUIDANCE, "--guidance")
+    w = jnp.float32(scale)
     jumps = len(frozen["boundaries"].reverse_jumps) if "boundaries" in frozen else 0
     if unknown := sorted(set(options) - ({"tau", "ramp_to", "start"} if jumps else set())):
         raise ValueError(f"--option {unknown[0]}: generation takes tau, ramp_to and start, of iCD runs alone")
@@ -106,7 +110,7 @@ def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, si
             return np.asarray(generate(Static(model), frozen, ids, noise, w, **options)), float(jumps)
         return np.asarray(run(frozen, ids, noise)), float(passes(model) * flags.steps)
 
-    settings = {"steps": jumps or flags.steps, "guidance": flags.guidance, "size": size}
+    settings = {"steps": jumps or flags.steps, "guidance": scale, "size": size}
     return Maker(_name(flags, model), settings, make)
 
 
