@@ -100,12 +100,12 @@ def two_steps(variant, weights, pictures, workdir, *overrides):
 
 
 def held(pid):
-    """Bytes of a process in memory and in swap; 0 once it is gone."""
+    """The most bytes that a process had in memory so far, and those in swap now; 0 once it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except FileNotFoundError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmRSS:", "VmSwap:")))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmHWM:", "VmSwap:")))
 
 
 def check(output, workdir, trained):

@@ -11,19 +11,16 @@ trained yet are named and left out.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from sdd_jax.command import Parser, run_command
-from sdd_jax.data.cache import cache_dir
+from sdd_jax.command import run_command
 from sdd_jax.jobs.ccd.grids import SHOWN, show
 from sdd_jax.jobs.ccd.heldout import open_heldout
 from sdd_jax.jobs.ccd.report import draw
-from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.ccd_tasks import TRAINED
+from sdd_jax.tables.grids import parse_grid_flags
 from sdd_jax.train import EngineConfig, use_compile_cache
 
 _log = logging.getLogger("sdd_jax")
@@ -35,17 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m sdd_jax.tables.ccd_grids",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    cache, seed, out = parse_grid_flags(
+        argv, "ccd_grids", __doc__, seed="of the sampling noise", out="where ccd_TASK.png are written"
     )
-    parser.add_argument("--cache", type=Path, help="trained rows, as reproduce's")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise")
-    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="where ccd_TASK.png are written")
-    flags = parser.parse_args(argv)
     use_compile_cache(EngineConfig.compile_cache)
-    cache = Cache(flags.cache or cache_dir() / "rows")
     trained = {task: training for task, training in TRAINED.items() if cache.is_trained(training, 0)}
     if not trained:
         raise ValueError(f"no task is trained in {cache.root}: run python -m sdd_jax.reproduce ccd-tasks first")
@@ -53,8 +43,8 @@ def _draw(argv: Sequence[str]) -> None:
         _log.info("%s is not trained yet", task)
     for task, training in trained.items():
         heldout = open_heldout(cache.workdir(training, 0), SHOWN)
-        path = flags.out / f"ccd_{task}.png"
-        show(heldout, draw(heldout, (), flags.seed, SHOWN, ()), path)
+        path = out / f"ccd_{task}.png"
+        show(heldout, draw(heldout, (), seed, SHOWN, ()), path)
         _log.info("wrote %s", path)
 
 

@@ -11,17 +11,14 @@ again; rows that are not trained or not measured yet are named and left out.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from sdd_jax.command import Parser, run_command
-from sdd_jax.data.cache import cache_dir
+from sdd_jax.command import run_command
 from sdd_jax.tables import dds
-from sdd_jax.tables.cache import Cache
+from sdd_jax.tables.grids import parse_grid_flags
 from sdd_jax.tables.sdd_rows import EDITS, STYLE, manipulator_training
 from sdd_jax.tables.types import Training
 
@@ -41,20 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _copy(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m sdd_jax.tables.edit_grids",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    cache, seed, out = parse_grid_flags(
+        argv, "edit_grids", __doc__, seed="of the training", out="where the pictures are written"
     )
-    parser.add_argument("--cache", type=Path, help="trained rows, as reproduce's")
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
-    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="where the pictures are written")
-    flags = parser.parse_args(argv)
-    cache = Cache(flags.cache or cache_dir() / "rows")
     found = {
         name: picture
         for name, (training, where) in GRIDS.items()
-        if cache.is_trained(training, flags.seed) and (picture := cache.workdir(training, flags.seed) / where).is_file()
+        if cache.is_trained(training, seed) and (picture := cache.workdir(training, seed) / where).is_file()
     }
     if not found:
         raise ValueError(
@@ -62,10 +52,10 @@ def _copy(argv: Sequence[str]) -> None:
         )
     for name in (name for name in GRIDS if name not in found):
         _log.info("%s is not measured yet", name)
-    flags.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name, picture in found.items():
-        shutil.copyfile(picture, flags.out / f"{name}.png")
-        _log.info("wrote %s", flags.out / f"{name}.png")
+        shutil.copyfile(picture, out / f"{name}.png")
+        _log.info("wrote %s", out / f"{name}.png")
 
 
 if __name__ == "__main__":

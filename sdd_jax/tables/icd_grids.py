@@ -10,19 +10,16 @@ out.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from sdd_jax.command import Parser, run_command
-from sdd_jax.data.cache import cache_dir
+from sdd_jax.command import run_command
 from sdd_jax.data.edit_pairs import EDITS, edit_pairs
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.report import FRAMES
 from sdd_jax.jobs.icd.edit_measures import answers
-from sdd_jax.tables.cache import Cache
+from sdd_jax.tables.grids import parse_grid_flags
 from sdd_jax.tables.icd_editing import METHODS
 from sdd_jax.train import EngineConfig, use_compile_cache
 
@@ -35,17 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m sdd_jax.tables.icd_grids",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    cache, seed, out = parse_grid_flags(
+        argv, "icd_grids", __doc__, seed="of what a method draws", out="where icd_editing.png is written"
     )
-    parser.add_argument("--cache", type=Path, help="trained rows, as reproduce's")
-    parser.add_argument("--seed", type=int, default=0, help="of what a method draws")
-    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="where icd_editing.png is written")
-    flags = parser.parse_args(argv)
     use_compile_cache(EngineConfig.compile_cache)
-    cache = Cache(flags.cache or cache_dir() / "rows")
     rows = [row for row in METHODS.rows if row.options["method"] not in FRAMES]
     missing = [row.name for row in rows if row.training and not cache.is_trained(row.training, 0)]
     if len(missing) == sum(row.training is not None for row in rows):
@@ -57,9 +47,9 @@ def _draw(argv: Sequence[str]) -> None:
             _log.info("%s is not trained yet", row.name)
             continue
         workdir = None if row.training is None else cache.workdir(row.training, 0)
-        shown[row.name] = answers(workdir, flags.seed, row.options, pairs)
+        shown[row.name] = answers(workdir, seed, row.options, pairs)
         _log.info("%s: %d edits", row.name, len(pairs.edits))
-    path = flags.out / "icd_editing.png"
+    path = out / "icd_editing.png"
     write_grid(path, list(shown.values()), list(shown), [edit.split("=")[1] for edit in pairs.edits])
     _log.info("wrote %s", path)
 

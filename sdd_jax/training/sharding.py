@@ -7,8 +7,8 @@
 The second rule reads shapes only, so a parameter, its moments, its EMA and its teacher's twin always land alike. A
 split kernel comes together where a product or a convolution reads it (`make_gather`), layer by layer and in the compute
 dtype, and so does its gradient. Left alone, the partitioner for TPU also moves activations and cuts products into as
-many pieces as there are devices: twice the bytes in fifty times the messages, measured in docs/scale.md. All else is
-the partitioner's: the same program runs on one device and on a pod.
+many pieces as there are devices: less memory, and more bytes in many more messages (docs/scale.md has figures). All
+else is the partitioner's: the same program runs on one device and on a pod.
 
 Islands of fast network (a TPU slice, GPUs that share one, else a process's devices) decide the order of devices:
 `fsdp`, whose gathers are heavy, stays inside an island, and `data`, which only sums gradients, spans them.
