@@ -10,7 +10,7 @@
 | adapter | the ControlNet alone on a frozen UNet (sec. 4.4) | two CPU cores |
 | mu | the mu-mixing adapter of eq. 10 | two CPU cores |
 | t2i | a T2I-Adapter; with `adapter`, alone on a frozen UNet | two CPU cores |
-| sd15, sd21 | Stable Diffusion 1.5, 2.1 at 512 px on folders: config.data.path, config.condition.path | accelerators |
+| sd15, sd21 | Stable Diffusion 1.5, 2.1 at 512 px on pairs: config.data.path, config.condition.path | accelerators |
 | debug | any of them, shrunk to seconds | |
 
 Variants combine with commas: `configs/ccd_edit.py:sd15,adapter`.

@@ -6,7 +6,7 @@
 | variant | what | hardware |
 | --- | --- | --- |
 | (none), embedded | super-resolution on the embedded teacher, ControlNet and UNet trained | two CPU cores |
-| depth, edit, inpaint, canny | another condition; of a folder, depth and edit need config.condition.path | |
+| depth, edit, inpaint, canny | another condition; of images on disk, depth and edit need config.condition.path | |
 | adapter | the adapter alone on a frozen UNet: ControlNet's own training | |
 | mu, t2i | another adapter | |
 | gd | the last stage of GD: on the student's 4 times, in x0 as it was distilled; set config.teacher.workdir | |

@@ -48,8 +48,8 @@ def places(tmp_path_factory):
     for shard in range(2):
         with tarfile.open(shards / f"{shard}.tar", "w") as tar:
             for i in range(4 * shard, 4 * shard + 4):
-                for suffix in ("png", "txt"):
-                    tar.add(folder / f"{i}.{suffix}", f"{i}.{suffix}")
+                for member, file in (("png", "png"), ("txt", "txt"), ("before.png", "png")):
+                    tar.add(folder / f"{i}.{file}", f"{i}.{member}")
     return {"folder": folder, "tar": shards}
 
 
@@ -102,9 +102,11 @@ def test_what_no_job_reads_is_refused(build, name, tiny_world):
             jobs.build(load_config(str(CONFIGS / file), [*base, *overrides], defaults_of(EngineConfig), IMAGE_OPTIONS))
 
 
-def test_a_pair_is_read_together(build, places):
+@pytest.mark.parametrize("source", ["folder", "tar"])
+def test_a_pair_is_read_together(build, places, source):
     """Every picture before its edit is the picture itself; the damaged one is left out with its partner."""
-    for batch in seen(build("pairs", "folder", f"condition.path={places['folder']}")):
+    place = places["folder"] if source == "folder" else "before.png"
+    for batch in seen(build("pairs", source, f"condition.path={place}")):
         np.testing.assert_array_equal(batch["condition"], batch["image"])
 
 

@@ -11,7 +11,7 @@
 Portraits know their depth, and each edit's exact result: the picture is the target and its counterfactual, which has
 another value of one attribute, the source, so that precomputed latents of the pictures serve every task. Images on disk
 have Canny's edges and masks made as they are read; their depth, or the pictures before an edit, are files of the same
-relative name in a second directory, read with them (`sources.Partners`).
+relative name in a second directory, or members of the same sample in tar shards, read with them (`sources.Partners`).
 
 Masks are unions of up to three boxes and strokes, or one half of the picture; 10 to 60% of it is hidden. Of portraits
 one mask in four is a part as the renderer draws it, of 1 to 60%: hair, eyes, mouth, accessory or background.
@@ -229,14 +229,14 @@ def file_edit(record: Record, rng: np.random.Generator) -> Conditioned:
     return Conditioned(to_float(record["partner"]))
 
 
-def read_depth(path: str | Path, size: int) -> np.ndarray:
+def read_depth(data: str | Path | bytes, size: int, name: str = "") -> np.ndarray:
     """Reads a depth map of any bit depth as f32 [size,size] in [-1, 1], its least value -1 and its largest 1.
 
     Shorter side scaled to `size`, centre cropped, and errors as `read_image`.
     """
-    values = read_plane(path)
+    values = read_plane(data, name)
     if values.ndim != 2:
-        raise ValueError(f"{path} has {values.ndim} axes: a depth map is one plane")
+        raise ValueError(f"{name or data!s} has {values.ndim} axes: a depth map is one plane")
     scale = size / min(values.shape)
     shape = (max(size, round(values.shape[1] * scale)), max(size, round(values.shape[0] * scale)))
     values = np.asarray(Image.fromarray(values, mode="F").resize(shape, Image.Resampling.BILINEAR))

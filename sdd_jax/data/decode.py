@@ -108,13 +108,13 @@ def square(image: np.ndarray, size: int, rng: np.random.Generator | None = None)
     return image[y : y + size, x : x + size]
 
 
-def read_image(path: str | Path, size: int) -> np.ndarray:
+def read_image(data: str | Path | bytes, size: int, name: str = "") -> np.ndarray:
     """Reads one image, upright, as uint8 [size, size, 3]: shorter side scaled to `size`, centre cropped.
 
     Raises:
         FileNotFoundError, ValueError: as `read_picture`.
     """
-    return square(np.asarray(read_scaled(path, size)), size)
+    return square(np.asarray(read_scaled(data, size, name)), size)
 
 
 def read_scaled(data: str | Path | bytes, size: int, name: str = "") -> Image.Image:

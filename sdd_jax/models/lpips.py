@@ -127,6 +127,16 @@ class Features(nn.Module):
         return taps
 
 
+def _standardized(image: jax.Array) -> jax.Array:
+    return (image.astype(jnp.float32) - SHIFT[None, None, None]) / SCALE[None, None, None]
+
+
+def _unit(tap: jax.Array) -> jax.Array:
+    """Activations at unit length over channels."""
+    length = jnp.sqrt(jnp.maximum(jnp.square(tap).sum(-1, keepdims=True), LENGTH_EPS**2))
+    return tap / (length + LENGTH_EPS)
+
+
 class LPIPS(nn.Module):
     """a, b f32[n,H,W,3] in [-1, 1] -> distance f32[n] >= 0; name is "vgg" or "alex"."""
 
@@ -141,11 +151,11 @@ class LPIPS(nn.Module):
     def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
         if a.shape != b.shape or a.ndim != 4 or a.shape[-1] != 3:
             raise ValueError(f"lpips compares two [n, H, W, 3] batches of one shape; got {a.shape} and {b.shape}")
-        both = (jnp.concatenate([a, b]).astype(jnp.float32) - SHIFT[None, None, None]) / SCALE[None, None, None]
+        features = Features(BACKBONES[self.name_of_backbone], name="features")
+        # one after the other: of a loss against a fixed image no gradient runs through that image's half
+        taps = zip(*(features(_standardized(image)) for image in (a, b)), strict=True)
         distance = jnp.zeros(len(a))
-        for i, tap in enumerate(Features(BACKBONES[self.name_of_backbone], name="features")(both)):
-            length = jnp.sqrt(jnp.maximum(jnp.square(tap).sum(-1, keepdims=True), LENGTH_EPS**2))
-            unit_a, unit_b = jnp.split(tap / (length + LENGTH_EPS), 2)
+        for i, (unit_a, unit_b) in enumerate((_unit(tap_a), _unit(tap_b)) for tap_a, tap_b in taps):
             weigh = nn.Conv(1, (1, 1), use_bias=False, precision=jax.lax.Precision.HIGHEST, name=f"lin{i}")
             distance += weigh(jnp.square(unit_a - unit_b)).mean((1, 2, 3))
         return distance

@@ -113,14 +113,32 @@ def test_shards_are_indexed_once(tmp_path, monkeypatch):
     first = TarSource(root)
     assert [first[i].captions[0] for i in range(COUNT)] == [caption(i) for i in range(COUNT)]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_scan", lambda path: pytest.fail("scanned again"))
+        patch.setattr(module, "_scan", lambda path, partner: pytest.fail("scanned again"))
         again = TarSource(root)
         assert [again[i] for i in (0, 7, 11)] == [first[i] for i in (0, 7, 11)]
     with open(root / "00001.tar", "ab") as file:
         file.write(bytes(512))
     calls = []
-    monkeypatch.setattr(module, "_scan", lambda path, scan=module._scan: calls.append(path) or scan(path))
+    scan = module._scan
+    monkeypatch.setattr(module, "_scan", lambda path, partner: calls.append(path) or scan(path, partner))
     assert len(TarSource(root)) == COUNT and len(calls) == 2, "a shard that changed is looked at again"
+
+
+def test_pairs_are_members_of_one_sample(tmp_path):
+    """The second image by the rest of its member's name; without it in the config a member like any other."""
+    image, before = encoded(pixels(1)), encoded(pixels(2))
+    members = [(f"{name}.png", image, {}) for name in "ab"] + [(f"{name}.Before.png", before, {}) for name in "ba"]
+    path = shard(tmp_path / "x.tar", *members)
+    assert TarSource(path)[0].partner is None
+    for partner in ("before.png", ".before.png"):
+        source = TarSource(path, partner=partner)
+        assert [(source[i].image, source[i].partner) for i in range(2)] == [(image, before)] * 2
+    path = shard(tmp_path / "less.tar", *members[:-1])
+    with pytest.raises(
+        ValueError, match="less.tar: a has no before.png, the condition, one of 1 such samples"
+    ) as error:
+        TarSource(path, partner="before.png")
+    assert is_ours(error.value) and "\n" not in str(error.value)
 
 
 def test_a_shard_that_shrinks_while_it_is_read(tmp_path):

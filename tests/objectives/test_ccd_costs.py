@@ -10,6 +10,7 @@ import pytest
 from sdd_jax.jobs.ccd.conditional import AdapterConfig, make_adapter
 from sdd_jax.models.adapters import NoAdapter
 from sdd_jax.models.bundle import expected_shapes, make_bundle
+from sdd_jax.models.lpips import LPIPS, lpips
 from sdd_jax.objectives.ccd import CCD
 from sdd_jax.objectives.conditional import ConditionalDiffusion
 from sdd_jax.objectives.consistency import ConsistencyDistillation
@@ -80,9 +81,14 @@ def embedded():
     return count_flops(adapter.embed, params, f32(B, 4 * SIZE, 4 * SIZE, 3)).total / forward()
 
 
-def cost(method):
-    """The forward and backward pass of a batch with precomputed latents and text, in F."""
-    frozen = {"teacher": {"unet": weights()["unet"]}, "vae": weights()["vae"], "null_context": f32(1, TOKENS, WIDTH)}
+def cost(method, **others):
+    """The forward and backward pass of a batch with precomputed latents and text, in F; `others` are frozen too."""
+    frozen = {
+        **others,
+        "teacher": {"unet": weights()["unet"]},
+        "vae": weights()["vae"],
+        "null_context": f32(1, TOKENS, WIDTH),
+    }
     if isinstance(method, ConsistencyDistillation):
         adapter = jax.eval_shape(method.adapter.init, jax.random.key(0), weights()["unet"])
         frozen["teacher"] = {**frozen["teacher"], "adapter": adapter}
@@ -144,12 +150,19 @@ def test_what_is_trained_and_regressed(method, kind, train_unet, unets, adapters
     assert cost(made) == pytest.approx(expected, rel=0.015)
 
 
-def test_decoding_costs_two_decoders_and_one_input_gradient():
+def test_decoding_and_looking_cost_two_forwards_and_one_input_gradient():
     decoder = count_flops(model().decode, weights()["vae"], Z).total / forward()
     encoder = count_flops(model().moments, weights()["vae"], f32(B, 4 * SIZE, 4 * SIZE, 3)).total / forward()
     plain = cost(ccd())
     assert cost(ccd(x_space="pixel")) - plain == pytest.approx(3 * decoder, rel=0.1)
     assert cost(ccd(x_space="reencoded")) - plain == pytest.approx(2 * decoder + 2 * encoder, rel=0.1)
+    network = jax.eval_shape(functools.partial(LPIPS("vgg").init, jax.random.key(0)), *2 * (f32(1, 64, 64, 3),))[
+        "params"
+    ]
+    image = f32(B, 4 * SIZE, 4 * SIZE, 3)
+    seen = count_flops(functools.partial(lpips, name="vgg"), network, image, image).total / 2 / forward()
+    perceptual = ccd(x_space="lpips", perceptual=functools.partial(lpips, name="vgg"))
+    assert cost(perceptual, lpips=network) - plain == pytest.approx(3 * decoder + 3 * seen, rel=0.1)
 
 
 def test_baselines():

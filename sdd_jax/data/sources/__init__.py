@@ -17,8 +17,8 @@ the same in every job.
 
 A record is `{"image": uint8[h,w,3], "caption": str, "captions": tuple of str, "name": str, "position": int}`, the
 picture upright and its shorter side `size`; square, unless `crop="random"`, which `augmented` carries out. What is
-random comes from the stream's generator, so a sample depends on (seed, step) alone. A folder opened with `Partners` has
-a second file for each picture, read with it into `partner`.
+random comes from the stream's generator, so a sample depends on (seed, step) alone. Folders and tar
+shards opened with `Partners` have a second image for each picture, read with it into `partner`.
 
 Layers inside: a `RawSource` (`folder`, `tar`, `tfds`, `coco`) finds encoded bytes and captions and decodes nothing;
 `images.ImageSource` decodes, filters and skips damaged records (`data.tolerance`), the same way for all.

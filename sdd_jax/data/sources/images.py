@@ -13,6 +13,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def open_source(data: ImageData, partners: Partners | None = None) -> ImageSourc
     """Opens what a config names; everything that is wrong with it as a whole is raised here.
 
     Args:
-        partners: of a folder, second files that records hold as `partner`.
+        partners: of a folder or tar shards, second images that records hold as `partner`.
 
     Raises:
         FileNotFoundError: nothing there, or files missing that a listing names or that partners have.
@@ -124,14 +125,15 @@ def open_source(data: ImageData, partners: Partners | None = None) -> ImageSourc
 
 def open_raw(data: ImageData, partners: Partners | None = None) -> RawSource:
     """The encoded records that a config names, in their order; errors as `open_source`."""
+    place = "" if partners is None else partners.place
     if data.source == "folder":
         from sdd_jax.data.sources.folder import FolderSource
 
-        raw: RawSource = FolderSource(data.path, data.caption_key, "" if partners is None else partners.directory)
+        raw: RawSource = FolderSource(data.path, data.caption_key, place)
     elif data.source == "tar":
         from sdd_jax.data.sources.tar import TarSource
 
-        raw = TarSource(data.path, data.caption_key)
+        raw = TarSource(data.path, data.caption_key, place)
     elif data.source == "coco":
         from sdd_jax.data.sources.coco import CocoSource
 
@@ -176,7 +178,8 @@ class ImageSource:
         captions = raw.captions if self._data.captions != "none" else ()
         record: Record = {"image": self._picture(raw), "caption": captions[0] if captions else "", "captions": captions}
         if self._partners is not None and raw.partner is not None:
-            record["partner"] = self._partners.read(raw.partner, self._data.size)
+            name = str(raw.partner) if isinstance(raw.partner, Path) else f"{raw.name}, its {self._partners.place}"
+            record["partner"] = self._partners.read(raw.partner, self._data.size, name)
         return {**record, "name": raw.name, "position": index}
 
     def _picture(self, record: RawRecord) -> np.ndarray:

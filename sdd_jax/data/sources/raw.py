@@ -13,20 +13,24 @@ import numpy as np
 class RawRecord(NamedTuple):
     """image: encoded bytes, or the path of a file. captions: all there are, () for none. name: for messages.
 
-    partner: the second file of a pair, None where there are no pairs.
+    partner: the second image of a pair, likewise; None where there are no pairs.
     """
 
     name: str
     image: bytes | Path
     captions: tuple[str, ...]
-    partner: Path | None = None
+    partner: bytes | Path | None = None
 
 
 class Partners(NamedTuple):
-    """Second files of a folder's images, `directory/a/b.*` for `a/b.jpg`; `read(file, size)` makes an array of one."""
+    """Second images of pairs; `read(file or bytes, size, name)` makes an array of one.
 
-    directory: str
-    read: Callable[[Path, int], np.ndarray]
+    place: of a folder's images a second directory, `place/a/b.*` for `a/b.jpg`; in tar shards the rest of the member's
+        name, `depth.png` for `000001.depth.png` beside `000001.jpg`.
+    """
+
+    place: str
+    read: Callable[[Path | bytes, int, str], np.ndarray]
 
 
 class RawSource(Protocol):

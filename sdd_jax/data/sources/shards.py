@@ -18,11 +18,11 @@ from sdd_jax.data.cache import cache_dir
 Scan = Callable[[Path], Sequence[tuple[int, ...]]]
 
 
-def shard_index(kind: str, version: int, shards: Sequence[Path], scan: Scan, columns: int) -> np.ndarray:
+def shard_index(kind: str, version: object, shards: Sequence[Path], scan: Scan, columns: int) -> np.ndarray:
     """int64 [n, 1 + columns]: the shard's number and what `scan` says of each of its records.
 
     Args:
-        kind: names the file in the cache; version: of its format.
+        kind: names the file in the cache; version: of its format, and all else that `scan` depends on.
         scan: shard -> a row of integers a record; raises ValueError for a shard that is damaged.
     """
     stamps = [(str(path.absolute()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in shards]

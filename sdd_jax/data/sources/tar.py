@@ -3,10 +3,11 @@
     00000.tar:   000000001.jpg  000000001.txt  000000002.jpg  000000002.json ...
 
 A sample is what shares a path up to the first dot of its last part. Read are one image (png, jpg, jpeg, webp) and its
-captions: of the `txt`, else of the `json` object's caption field. Members of other kinds are never opened, so no
-pickle, script or URL in a shard can do anything.
+captions: of the `txt`, else of the `json` object's caption field; of pairs, a second image too, under a name that the
+config gives (`000000001.depth.png`). Members of other kinds are never opened, so no pickle, script or URL in a shard
+can do anything.
 
-The shards are indexed once, header by header, and the index (five integers a sample) is kept in the cache directory
+The shards are indexed once, header by header, and the index (seven integers a sample) is kept in the cache directory
 under a hash of the shards' names, sizes and times. After that a sample is two reads at known offsets: any order, any
 step, any number of processes.
 
@@ -17,6 +18,7 @@ or `..`.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import tarfile
@@ -31,7 +33,7 @@ from sdd_jax.data.sources.shards import ShardFiles, shard_index
 BLOCK = 512
 MAX_BYTES = 2**28
 NONE, TEXT, JSON = 0, 1, 2
-FORMAT = 1
+FORMAT = 2
 
 _log = logging.getLogger("sdd_jax")
 
@@ -39,17 +41,22 @@ _log = logging.getLogger("sdd_jax")
 class TarSource:
     """The samples of one `.tar`, or of all of a directory in the order of their names.
 
+    Args:
+        partner: what the second image of each sample is called after the sample's name, "depth.png"; "" for none.
+
     Raises:
         FileNotFoundError: no such file, or a directory without shards.
-        ValueError: a shard that is refused (see above), a sample with two images, or no samples at all.
+        ValueError: a shard that is refused (see above), a sample with two images or without a partner, no samples.
     """
 
-    def __init__(self, path: str | Path, caption_key: str = "") -> None:
+    def __init__(self, path: str | Path, caption_key: str = "", partner: str = "") -> None:
         self.title = str(path)
         self._caption_keys = (caption_key,) if caption_key else CAPTION_KEYS
         self._shards = _shards(Path(path))
-        # shard, offset and size of the image, offset of the caption, its kind * 2^28 + its size
-        self._index = shard_index("tar", FORMAT, self._shards, lambda path: _scan(path), columns=4)
+        self._paired = bool(partner)
+        # shard; offset and size of the image; offset of the caption, its kind * 2^28 + its size; of the partner
+        scan = functools.partial(_scan, partner=f".{partner.lower().lstrip('.')}" if partner else "")
+        self._index = shard_index("tar", (FORMAT, partner), self._shards, scan, columns=6)
         self._files = ShardFiles(self._shards)
         if not len(self._index):
             raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)}) in {len(self._shards)} shards")
@@ -58,13 +65,14 @@ class TarSource:
         return len(self._index)
 
     def __getitem__(self, index: int) -> RawRecord:
-        shard, start, size, text, length = (int(value) for value in self._index[index])
+        shard, start, size, text, length, *second = (int(value) for value in self._index[index])
         name = f"{self._shards[shard]}: {self._name(shard, start)}"
         kind, length = divmod(length, MAX_BYTES)
         captions: list[str] = []
         if kind != NONE:
             captions = self._parse(kind, self._files.read(shard, text, length), name)
-        return RawRecord(name, self._files.read(shard, start, size), tuple(captions))
+        partner = self._files.read(shard, *second) if self._paired else None
+        return RawRecord(name, self._files.read(shard, start, size), tuple(captions), partner)
 
     def _parse(self, kind: int, data: bytes, name: str) -> list[str]:
         try:
@@ -97,10 +105,12 @@ def _shards(path: Path) -> list[Path]:
     return shards
 
 
-def _scan(path: Path) -> list[tuple[int, int, int, int]]:
-    """The samples of one shard: offset and size of the image, offset and kind-and-size of its caption."""
+def _scan(path: Path, partner: str) -> list[tuple[int, ...]]:
+    """The samples of one shard: offset and size of the image, offset and kind-and-size of its caption, as the image of
+    the member whose name ends in `partner` (0, 0 without one)."""
     images: dict[str, tuple[int, int]] = {}
     captions: dict[str, tuple[int, int]] = {}
+    partners: dict[str, tuple[int, int]] = {}
     ignored: Counter[str] = Counter()
     end = 0
     try:
@@ -113,7 +123,9 @@ def _scan(path: Path) -> list[tuple[int, int, int, int]]:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key, suffix = f"{folder}/{stem}", f".{suffix.lower()}"
-                if suffix in SUFFIXES:
+                if suffix == partner:
+                    partners[key] = member.offset_data, member.size
+                elif suffix in SUFFIXES:
                     if key in images:
                         raise ValueError(f"{path}: two images are called {key.lstrip('/')}; a sample has one")
                     images[key] = member.offset_data, member.size
@@ -133,7 +145,12 @@ def _scan(path: Path) -> list[tuple[int, int, int, int]]:
         _log.warning("%s: members that are neither images nor captions are not read: %s", path, shown)
     if lost := len(captions.keys() - images.keys()):
         _log.warning("%s: %d captions have no image and are left out", path, lost)
-    return [(*place, *captions.get(key, (0, NONE))) for key, place in images.items()]
+    if partner and (alone := [key for key in images if key not in partners]):
+        raise ValueError(
+            f"{path}: {alone[0].lstrip('/')} has no {partner[1:]}, the condition, one of {len(alone)} such samples: "
+            "add it, or set config.condition.path to what the members are called"
+        )
+    return [(*place, *captions.get(key, (0, NONE)), *partners.get(key, (0, 0))) for key, place in images.items()]
 
 
 def _check(member: tarfile.TarInfo, path: Path) -> None:

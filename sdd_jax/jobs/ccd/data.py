@@ -84,7 +84,8 @@ class ConditionConfig:
     """Config of the condition.
 
     task: superres, depth, edit, inpaint, canny or none. thresholds: of canny. path: of depth and edit on images on
-    disk: the directory of depth maps, or of the pictures before the edit, named as the images are.
+    disk, where the depth maps are, or the pictures before the edit: of a folder a second directory, with files named as
+    the images are; of tar the rest of their members' names, "depth.png" of 000001.depth.png beside 000001.jpg.
     """
 
     task: str = "superres"
@@ -116,9 +117,9 @@ def read_data(config: Mapping[str, Any]) -> tuple[ConditionalData, ConditionConf
     if data.source == "latents" and condition.task not in ("superres", "none"):
         raise ValueError(f"config.data.source=latents holds no condition for {condition.task}: read the images instead")
     if data.source != "portraits" and condition.task in PAIRED:
-        if data.source != "folder" or not condition.path:
+        if data.source not in ("folder", "tar") or not condition.path:
             raise ValueError(
-                f"{condition.task} of images on disk reads pairs of files: set config.data.source=folder, "
+                f"{condition.task} of images on disk reads pairs of files: set config.data.source=folder (or tar), "
                 "config.data.path and config.condition.path"
             )
         if data.crop != "center" or data.flip:
