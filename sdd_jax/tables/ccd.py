@@ -96,7 +96,7 @@ _ROWS = (
     _restored("Fine-tuned, 50 steps", FINE_TUNED, 50, note="paper, 200 steps: 18.63, .2551", seeds=_TWICE),
     _restored("DPM-Solver, 4 steps", FINE_TUNED, 4, solver="dpm_solver", note="paper: 30.12, .3077", seeds=_TWICE),
     _restored("DPM-Solver++, 4 steps", FINE_TUNED, 4, solver="dpm_solver_pp", note="paper: 30.03, .3073", seeds=_TWICE),
-    _restored("CM, 4 steps", CM, 4, note="paper: 30.63, .3066; fine-tuned first", seeds=_TWICE),
+    _restored("CM, 4 steps", CM, 4, note="paper: 30.63, .3066; fine-tuned first"),
     _restored("CM, 4 steps, lower rate", SLOW_CM, 4, note="learning rate .0003, of all others .002"),
     _restored("GD, 4 steps", GD, 4, note="paper: 27.81, .3172; 16 to 8 to 4 steps, then fine-tuned"),
     unsampled("Bicubic", FULL, "condition", note="the condition itself", **_MEASURED),
