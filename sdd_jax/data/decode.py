@@ -14,6 +14,7 @@ A training picture is `upright` (turned as its EXIF says); the metrics' referenc
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -34,8 +35,13 @@ def image_files(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; no where the system refuses the name, as one too long (`Path.is_file` raises)."""
+    return os.path.isfile(path)
+
+
 def read_picture(data: str | Path | bytes, name: str = "", *, upright: bool = False, at_least: int = 0) -> Image.Image:
-    """Reads one image, a file or its encoded bytes, as RGB.
+    """Reads one image, a file or its encoded bytes, as RGB; grey of 16 bits is scaled to 8, 65535 to 255.
 
     Args:
         name: what messages call it; the path by default.
@@ -81,7 +87,7 @@ def _opened(
     data: str | Path | bytes, name: str, use: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS
 ) -> T:
     name = name or ("the image" if isinstance(data, bytes) else str(data))
-    if not isinstance(data, bytes) and not Path(data).is_file():
+    if not isinstance(data, bytes) and not is_file(data):
         raise FileNotFoundError(f"{name}: no such image")
     size = ""
     try:

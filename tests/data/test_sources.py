@@ -15,7 +15,6 @@ from sdd_jax.command import is_ours
 from sdd_jax.data import decode
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.sources import ImageData, augmented, open_source
-from sdd_jax.data.sources.captions import read_listing
 
 COUNT, SIZE = 12, 8
 NAMES = [f"{i:03d}" for i in range(COUNT)]
@@ -256,38 +255,6 @@ def test_a_decompression_bomb_is_a_damaged_record(places, tmp_path, monkeypatch)
             opened(places, name)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{broken", "line 1: not JSON"),
-        ("[1]", "line 1: not a JSON object"),
-        ('{"file_name": "000.png"}', "none of text, caption, captions, prompt among file_name"),
-        ('{"text": "x"}', "none of file_name"),
-        ('{"file_name": 3, "text": "x"}', "the file's name is 3"),
-        ('{"file_name": "000.png", "text": 3}', "a caption is 3, not a text"),
-        ('{"file_name": "../000.png", "text": "x"}', "not a file inside"),
-        ('{"file_name": "/etc/passwd.png", "text": "x"}', "not a file inside"),
-        ("", "lists no images"),
-        ('{"file_name": "none.png", "text": "x"}', "none.png: no such image, one of 1 that"),
-    ],
-)
-def test_a_bad_listing_is_one_line(tmp_path, content, message):
-    root = make_folder(tmp_path / "x", "none", 1)
-    (root / "metadata.jsonl").write_text(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        open_source(ImageData(path=str(root), size=SIZE))
-    assert is_ours(error.value) and "\n" not in str(error.value) and "metadata.jsonl" in str(error.value)
-
-
-def test_listings_take_lists_and_other_columns(tmp_path):
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": ["one", " two "]}\n' * 2)
-    assert read_listing(tmp_path / "metadata.jsonl") == [("a.png", ("one", "two", "one", "two"))]
-    (tmp_path / "captions.csv").write_text('\ufeff,image,blip\n0,"a, b.png",x\n1,c.png,\n', encoding="utf-8")
-    assert read_listing(tmp_path / "captions.csv", "blip") == [("a, b.png", ("x",)), ("c.png", ())]
-    with pytest.raises(ValueError, match="line 2: none of text"):
-        read_listing(tmp_path / "captions.csv")
-
-
 def test_configs_are_checked():
     for wrong, message in [
         ({"source": "zip"}, "source='zip' is not known; use folder, tar, tfds, coco"),
@@ -315,7 +282,15 @@ def test_a_wrong_count_and_missing_parts_are_errors(places, tmp_path):
     with pytest.raises(FileNotFoundError, match="003.png: no such image, one of 1"):
         open_source(ImageData(source="coco", path=str(coco), split="val2017"))
     file = coco / "annotations" / "captions_val2017.json"
-    for text, message in (("{", "not valid JSON"), ("[]", "holds list"), ('{"images": []}', "is missing in it")):
+    whole = json.loads(file.read_text())
+    mixed = [{**row, "id": str(row["id"]) if row["id"] < 50 else row["id"]} for row in whole["annotations"]]
+    named = [{**row, "file_name": "a" * 400} for row in whole["images"]]
+    for text, message in (
+        ("{", "not valid JSON"), ("[" * 10**5, "not valid JSON .nested too deep"), ("[]", "holds list"),
+        ('{"images": []}', "is missing in it"), (json.dumps({**whole, "annotations": mixed}), "'<' not supported"),
+        (json.dumps({**whole, "images": named}), "aaa: no such image, one of 12 that"),
+    ):  # fmt: skip
         file.write_text(text)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             open_source(ImageData(source="coco", path=str(coco), split="val2017"))
+        assert is_ours(error.value) and "\n" not in str(error.value)

@@ -100,12 +100,18 @@ def test_bad_captions_are_errors_of_their_record(tmp_path):
     path = shard(
         tmp_path / "x.tar", ("a.png", image, {}), ("a.txt", b"caf\xe9", {}), ("b.png", image, {}), ("b.json", b"{", {}),
         ("c.png", image, {}), ("c.json", b"[1]", {}), ("d.png", image, {}),
+        ("e.png", image, {}), ("e.json", b"[" * 10**5, {}), ("f.png", image, {}),
+        ("f.json", b'{"text": ' + b"[" * 90 + b"]" * 90 + b"}", {}),
     )  # fmt: skip
     source = TarSource(path)
     for i, name in enumerate("ab"):
         with pytest.raises(ValueError, match=f"{name}.png: its caption is not"):
             source[i]
     assert [source[i].captions for i in (2, 3)] == [(), ()]
+    with pytest.raises(ValueError, match="e.png: its caption is not UTF-8 text or JSON .nested too deep"):
+        source[4]
+    with pytest.raises(ValueError, match=r"f.png: a caption is \[+\.\.\.\]+, not a text"):
+        source[5]
 
 
 def test_shards_are_indexed_once(tmp_path, monkeypatch):

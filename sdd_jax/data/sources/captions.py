@@ -13,9 +13,11 @@ every image of the folder is a record, captioned by its text file, where it has 
 from __future__ import annotations
 
 import csv
-import json
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
+
+from sdd_jax.data.sources.raw import parse_json
 
 LISTINGS = ("metadata.jsonl", "captions.csv")
 FILE_KEYS = ("file_name", "filename", "image", "path", "file")
@@ -54,7 +56,7 @@ def as_captions(value: object, where: str) -> list[str]:
     values: list[object] = value if isinstance(value, list) else [value]
     texts = [text.strip() for text in values if isinstance(text, str)]
     if len(texts) != len(values):
-        raise ValueError(f"{where}: a caption is {value!r}, not a text")
+        raise ValueError(f"{where}: a caption is {reprlib.repr(value)}, not a text")
     return texts
 
 
@@ -74,7 +76,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
             if not isinstance(row, dict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sdd_jax.data.decode import is_file
 from sdd_jax.data.sources.raw import RawRecord, inside, read_object
 
 
@@ -35,10 +36,12 @@ class CocoSource:
                 captions.setdefault(row["image_id"], []).append((row["id"], str(row["caption"]).strip()))
             found = sorted(captions)
             self._paths = [inside(folder, names[image], str(file)) for image in found]
-        except (KeyError, TypeError) as error:
+            self._captions = [tuple(text for _, text in sorted(captions[image])) for image in found]
+        except KeyError as error:
             raise ValueError(f"{file} is not of COCO's captions: {error} is missing in it") from None
-        self._captions = [tuple(text for _, text in sorted(captions[image])) for image in found]
-        missing = [path for path in self._paths if not path.is_file()]
+        except TypeError as error:
+            raise ValueError(f"{file} is not of COCO's captions ({error}): download it again") from None
+        missing = [path for path in self._paths if not is_file(path)]
         if missing or not found:
             what = f"{missing[0]}: no such image, one of {len(missing)} that" if missing else "no captions in what"
             raise FileNotFoundError(f"{what} {file} lists")

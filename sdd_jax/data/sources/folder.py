@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sdd_jax.data.decode import SUFFIXES, image_files
+from sdd_jax.data.decode import SUFFIXES, image_files, is_file
 from sdd_jax.data.sources.captions import LISTINGS, read_caption, read_listing
 from sdd_jax.data.sources.raw import RawRecord, inside
 
@@ -61,7 +61,7 @@ class FolderSource:
 
     def _compare(self, root: Path, listing: Path) -> None:
         there = set(image_files(root))
-        missing = [path for path in self._paths if path not in there and not path.is_file()]
+        missing = [path for path in self._paths if path not in there and not is_file(path)]
         if missing:
             raise FileNotFoundError(
                 f"{missing[0]}: no such image, one of {len(missing)} that {listing} lists and that are missing"

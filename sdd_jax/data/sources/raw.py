@@ -64,9 +64,17 @@ def inside(root: Path, name: str, where: str) -> Path:
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; ValueError in one line for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); download it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object")
     return content
+
+
+def parse_json(text: str) -> Any:
+    """`json.loads` for text that nobody vouches for: ValueError for all that is wrong with it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None

@@ -19,7 +19,6 @@ or `..`.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import tarfile
 from collections import Counter
@@ -27,7 +26,7 @@ from pathlib import Path
 
 from sdd_jax.data.decode import SUFFIXES
 from sdd_jax.data.sources.captions import CAPTION_KEYS, as_captions
-from sdd_jax.data.sources.raw import RawRecord
+from sdd_jax.data.sources.raw import RawRecord, parse_json
 from sdd_jax.data.sources.shards import ShardFiles, shard_index
 
 BLOCK = 512
@@ -79,7 +78,7 @@ class TarSource:
             text = data.decode("utf-8")
             if kind == TEXT:
                 return [text.strip()] if text.strip() else []
-            fields = json.loads(text)
+            fields = parse_json(text)
         except ValueError as error:
             raise ValueError(f"{name}: its caption is not UTF-8 text or JSON ({error})") from None
         found = (
