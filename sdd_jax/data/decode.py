@@ -55,7 +55,10 @@ def read_picture(data: str | Path | bytes, name: str = "", *, upright: bool = Fa
     def decode(image: Image.Image) -> Image.Image:
         if at_least:
             image.draft(None, (at_least, at_least))
-        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+        turned = ImageOps.exif_transpose(image) if upright else image
+        if turned.mode.startswith("I"):  # which `convert` would clip at 255
+            turned = Image.fromarray(np.rint(np.asarray(turned, np.float32) / 257).astype(np.uint8))
+        return turned.convert("RGB")
 
     return _opened(data, name, decode)
 

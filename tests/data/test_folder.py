@@ -61,6 +61,14 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert read_image(path, 8).shape == (8, 8, 3)
 
 
+def test_grey_of_16_bits_is_scaled_and_not_clipped(tmp_path):
+    grey = np.array([[0, 257, 32768], [256 * 200, 65278, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    for upright in (False, True):
+        found = np.asarray(decode.read_picture(tmp_path / "x.png", upright=upright))
+        np.testing.assert_array_equal(found, np.repeat([[[0], [1], [128]], [[199], [254], [255]]], 3, axis=2))
+
+
 def test_a_photograph_is_turned_upright(tmp_path):
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, :8] = 255
