@@ -42,14 +42,14 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     return 0
 
 
-def log_to_stdout() -> None:
-    """Shows this package's log lines and libraries' errors."""
+def log_to_stdout(level: int = logging.INFO) -> None:
+    """Shows this package's log lines from `level` on and libraries' errors."""
     absl.logging.set_verbosity(absl.logging.ERROR)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log = logging.getLogger("sdd_jax")
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
 
 
 def is_ours(error: BaseException) -> bool:

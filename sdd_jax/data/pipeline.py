@@ -10,6 +10,8 @@ no replay.
 
 from __future__ import annotations
 
+import functools
+import logging
 import queue
 import threading
 import time
@@ -19,6 +21,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import grain
 import numpy as np
 from absl import flags
+
+from sdd_jax.command import log_to_stdout
 
 Record = dict[str, Any]
 HostBatch = dict[str, np.ndarray]
@@ -73,8 +77,15 @@ def make_stream(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        log = logging.getLogger("sdd_jax")
+        start = functools.partial(_log_likewise, log.level) if log.handlers else None
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), start)
     return iter(stream)
+
+
+def _log_likewise(level: int, worker: int, workers: int) -> None:
+    """Gives a worker, which starts with Python's default logging, the lines and level of the command it works for."""
+    log_to_stdout(level)
 
 
 class Prefetch(Generic[T]):

@@ -2,12 +2,13 @@
 
 import io
 import pickle
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sdd_jax.command import is_ours
+from sdd_jax.command import is_ours, log_to_stdout
 from sdd_jax.data import tolerance
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.sources import ImageData
@@ -65,6 +66,22 @@ def test_a_run_of_damaged_records_is_one_event():
     assert len(met.bad) == 693 and met.read(9000, reader(())) == 9000
 
 
+def test_a_workers_lines_are_those_of_its_command(monkeypatch, capfd):
+    """A worker is a process of its own, in which Python's logging would write bare lines to stderr."""
+    monkeypatch.setattr(tolerance._log, "handlers", [])
+    monkeypatch.setattr(tolerance._log, "propagate", True)
+    log_to_stdout()
+    source = ImageSource(Raw(), ImageData(path="x", size=2, max_bad_share=0.5))
+    next(make_stream(source, pictures, batch_size=60, seed=1, workers=1))
+    out, err = capfd.readouterr()
+    assert re.search(r"^\d\d:\d\d:\d\d skipped a record \(1 so far\): \d+0 is not a readable image", out, re.M), out
+    assert "skipped" not in err
+
+
+def pictures(record, rng):
+    return {"image": record["image"]}
+
+
 class Raw:
     """A source of 2400 pictures, a tenth of them nothing."""
 
@@ -87,10 +104,7 @@ def test_each_of_several_processes_finds_it_in_its_part_of_the_first_epoch():
     data = ImageData(path="x", size=2, max_bad_share=0.05)
     for process in (0, 5):
         source = ImageSource(Raw(), data)
-        stream = make_stream(
-            source, lambda record, rng: {"image": record["image"]}, batch_size=60, seed=1,
-            process_index=process, process_count=6,
-        )  # fmt: skip
+        stream = make_stream(source, pictures, batch_size=60, seed=1, process_index=process, process_count=6)
         with pytest.raises(ValueError, match=r"raw: 2\d of .* asked for so far cannot be read, more than .*share=0.05"):
             for _ in range(2400 // 60):
                 next(stream)
