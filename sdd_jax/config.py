@@ -239,3 +239,8 @@ def one_line(error: BaseException) -> str:
     """Returns an exception's message on one line (a KeyError's without its quotes)."""
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(message.split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an exception's message, for libraries that go on with advice of their own."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

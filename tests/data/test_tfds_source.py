@@ -7,16 +7,18 @@ import pickle
 import shutil
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sdd_jax.data import portraits
+from sdd_jax.command import is_ours
+from sdd_jax.data import decode, portraits
 from sdd_jax.data.pipeline import make_stream
 from sdd_jax.data.sources import ImageData, open_source
-from sdd_jax.data.sources.tfds import TfdsSource, _texts
-from sdd_jax.data.sources.tfrecord import crc32c, masked
+from sdd_jax.data.sources.tfds import TfdsSource, _parsed, _values
+from sdd_jax.data.sources.tfrecord import TfRecords, crc32c, masked
 from sdd_jax.data.tfds_portraits import write_portraits
 from sdd_jax.data.throughput import framed, write_tfrecord
 
@@ -101,7 +103,7 @@ def pictures(record, rng):
 def refused(path, message, **options):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         TfdsSource(str(path), options.pop("split", "train"), **options)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and is_ours(error.value)
 
 
 def test_what_is_wrong_is_one_line(prepared, tmp_path):
@@ -161,41 +163,76 @@ def test_tfrecord_is_read_at_random_without_tensorflow(prepared, tmp_path, array
     refused(copy, "00001-of-00003 is missing")
 
 
-def test_other_formats_and_foreign_features_are_refused(prepared, tmp_path):
-    copy = Path(shutil.copytree(prepared, tmp_path / "1.0.0"))
-    info = json.loads((copy / "dataset_info.json").read_text())
-    (copy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "riegeli"}))
-    refused(copy, "stored as riegeli, which has no random access")
-    shutil.copy(prepared / "dataset_info.json", copy)
-    text = (copy / "features.json").read_text()
-    assert "tensorflow_datasets.core.features" in text
-    (copy / "features.json").write_text(text.replace("tensorflow_datasets.core.features", "antigravity.features", 1))
-    refused(copy, "names the class 'antigravity.*refused")
-    assert "antigravity" not in sys.modules
-
-
-def test_the_catalogue_needs_tensorflow_and_says_so(monkeypatch, tmp_path):
-    import tensorflow_datasets as tfds
-
-    class Builder:
-        def download_and_prepare(self):
-            raise ImportError("No module named 'tensorflow'")
-
-    monkeypatch.setattr(tfds, "builder", lambda name, **options: Builder())
-    refused("some_catalogue_name", r'No module named .tensorflow.*pip install "sdd_jax\[tf\]"')
-
-    def unknown(name, **options):
-        raise tfds.core.DatasetNotFoundError(name)
-
-    monkeypatch.setattr(tfds, "builder", unknown)
-    refused("no_such_name", "neither a prepared data set nor a name of the TFDS catalogue")
-
-
 def test_captions_of_every_form():
-    many = np.array([b"a", b"b "], object)
-    assert _texts(b" x\n") == ("x",) and _texts("x") == ("x",)
-    assert _texts(many) == ("a", "b") == _texts({"text": many, "id": np.arange(2)})
-    assert _texts(np.array(b"x", object)) == ("x",)
+    from tensorflow_datasets import features as kinds
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    text, several = kinds.Text(), {"text": ["a", "b"], "id": [1, 2]}
+    for feature, value, found in [
+        (text, "é", ["é"]),
+        (kinds.Sequence(text), ["a", "b"], ["a", "b"]),
+        (kinds.Sequence(text), [], []),
+        (kinds.Sequence({"text": text, "id": np.int64}), several, ["a", "b"]),
+        (kinds.FeaturesDict({"text": text, "id": np.int64}), {"text": "a", "id": 1}, ["a"]),
+    ]:
+        record = kinds.FeaturesDict({"caption": feature, "caption2": text}).serialize_example(
+            {"caption": value, "caption2": "other"}
+        )
+        assert [one.decode() for one in _values(_parsed(record), "caption")] == found
+    example = tf_example_pb2.Example()
+    example.features.feature["caption/ragged_flat_values"].bytes_list.value.extend([b"a", b"b"])
+    assert _values(_parsed(example.SerializeToString()), "caption") == [b"a", b"b"]
+
+
+def rewritten(prepared, root, change):
+    """A tfrecord copy of the data set whose records `change(number, features)` has been at."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    copy = write_tfrecord(root / "1.0.0", prepared)
+    (shard,) = copy.glob("*train.tfrecord*")
+    examples = [tf_example_pb2.Example.FromString(record) for record in TfRecords([shard])]
+    for number, example in enumerate(examples):
+        change(number, example.features.feature)
+    shard.write_bytes(b"".join(framed(example.SerializeToString()) for example in examples))
+    return copy
+
+
+def test_images_that_are_not_asked_for_are_not_decoded(prepared, tmp_path, array_cache, monkeypatch):
+    """Masks of 8000x8000 in every record, cut off, which TFDS would decode."""
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 8000, 8000, 8, 2, 0, 0, 0)
+    bomb += struct.pack(">I", zlib.crc32(bomb[12:])) + struct.pack(">I4s", 10**6, b"IDAT")
+
+    def masked_too(number, features):
+        features["mask"].bytes_list.value.append(bomb)
+
+    copy = rewritten(prepared, tmp_path, masked_too)
+    content = json.loads((copy / "features.json").read_text())
+    features = content["featuresDict"]["features"]
+    features["mask"] = features["image"]
+    (copy / "features.json").write_text(json.dumps(content))
+    source = open_source(ImageData(source="tfds", path=str(copy), size=64, max_bad_share=0.0))
+    first = open_source(ImageData(source="tfds", path=str(prepared), size=64))[0]
+    np.testing.assert_array_equal(source[0]["image"], first["image"])
+    with pytest.raises(ValueError, match="record 0: 8000x8000 pixels are more than 50000000"):
+        open_source(ImageData(source="tfds", path=str(copy), size=64, image_key="mask"))
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+    with pytest.raises(ValueError, match="record 0: 64x64 pixels are more than 100"):
+        open_source(ImageData(source="tfds", path=str(prepared), size=64))
+
+
+def test_a_caption_that_is_not_utf8_is_a_damaged_record_by_name(prepared, tmp_path, array_cache):
+    def spoiled(number, features):
+        if number == 3:
+            features["caption"].bytes_list.value[:] = [b"caf\xe9"]
+        elif number == 5:
+            del features["image"]
+
+    source = TfdsSource(str(rewritten(prepared, tmp_path, spoiled)), "train")
+    with pytest.raises(ValueError, match="1.0.0, split train, record 3 is damaged .*utf-8"):
+        source[3]
+    with pytest.raises(ValueError, match="record 5 is damaged: 0 values of its feature 'image', not one"):
+        source[5]
+    assert source[4].captions
 
 
 def test_counts_are_checked(tmp_path):

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `folder` | a directory | its images, captioned by `metadata.jsonl`, `captions.csv`, or text files of the same name |
 | `tar` | a shard, or a directory of some | the samples of webdataset shards |
-| `tfds` | a prepared data set's directory, or a name of the catalogue | those of `split`, on array_record files |
+| `tfds` | a prepared data set's directory, or a name of the catalogue | of `split`, on array_record or tfrecord files |
 | `coco` | a directory of COCO | the images of `split` (`val2017`) with their captions |
 
 A job needs two lines:
