@@ -15,11 +15,12 @@ Pickles (`.bin`, `.pt`, `.ckpt`) are never opened. Every error is one line that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +31,7 @@ from flax import serialization
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from sdd_jax.config import first_line
 from sdd_jax.models.convert import flax_to_torch, rename_legacy, torch_to_flax
 
 PORTRAITS = Path(__file__).parents[1] / "assets" / "portraits"
@@ -176,8 +178,7 @@ def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
     try:
         params = serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack raises several unrelated types on damaged input
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or truncated ({reason}); download or export it again") from None
+        raise ValueError(f"{path} is damaged or truncated ({first_line(error)}); download or export it again") from None
     if not isinstance(params, dict):
         raise ValueError(f"{path} holds no parameter tree; download or export it again")
     return flax_to_torch(params.get("params", params))
@@ -192,11 +193,26 @@ def _shards(index: Path) -> Mapping[str, str]:
 
 def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
     """Downloads what loading reads of a hub repository, or finds it in the hub's cache; returns as `resolve`."""
-    from huggingface_hub import errors
+    from huggingface_hub import snapshot_download
 
     of = name if revision is None else f"{name}, revision {revision},"
+    with _refusals(name, of):
+        files = _listing(name, revision)
+    wanted = {"local_files_only": True} if files is None else {"allow_patterns": needed_files(files, name)}
+    with _refusals(name, of):
+        directory = Path(snapshot_download(name, revision=revision, **wanted))
+    if not any((directory / file).is_file() for file in ("model_index.json", "config.json")):
+        raise FileNotFoundError(f"{of} is in the hub's cache in part only ({directory}): download it again")
+    return directory, f"{name}@{directory.name}"
+
+
+@contextlib.contextmanager
+def _refusals(name: str, of: str) -> Iterator[None]:
+    """What the hub, its library and their transports raise, of whatever type, as one line that says what to do."""
+    from huggingface_hub import errors
+
     try:
-        directory = _snapshot(name, revision)
+        yield
     except errors.GatedRepoError:
         reason = (
             f"it asks for access: accept its terms at https://huggingface.co/{name} and log in with `hf auth login`"
@@ -210,27 +226,24 @@ def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
             "it is not in the hub's cache and the hub cannot be reached (no network, or HF_HUB_OFFLINE): download "
             f"it first, `hf download {name}`, or give a directory"
         )
-    except (OSError, errors.EntryNotFoundError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except Exception as error:
+        reason = first_line(error)
     else:
-        if not any((directory / file).is_file() for file in ("model_index.json", "config.json")):
-            raise FileNotFoundError(f"{of} is in the hub's cache in part only ({directory}): download it again")
-        return directory, f"{name}@{directory.name}"
+        return
     raise FileNotFoundError(f"{of} cannot be had: {reason}")
 
 
-def _snapshot(name: str, revision: str | None) -> Path:
-    """The hub's copy of a repository; where the hub gives no answer, what an earlier download left in the cache."""
-    from huggingface_hub import HfApi, errors, snapshot_download
+def _listing(name: str, revision: str | None) -> list[str] | None:
+    """The files of a repository; None where the hub gives no answer, and what is in its cache has to do."""
+    from huggingface_hub import HfApi, errors
 
     try:
-        files = HfApi().list_repo_files(name, revision=revision)
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        return HfApi().list_repo_files(name, revision=revision)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise
     except Exception as error:  # offline, no network, a server's error: several libraries' types
         _log.warning("the hub gives no answer about %s (%s): looking in its cache", name, type(error).__name__)
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    return Path(snapshot_download(name, revision=revision, allow_patterns=needed_files(files, name)))
+        return None
 
 
 def needed_files(files: Sequence[str], name: str) -> list[str]:

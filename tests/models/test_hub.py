@@ -25,6 +25,10 @@ def refused(name, message, revision=None):
     assert "\n" not in str(error.value) and is_ours(error.value)
 
 
+class TransportError(Exception):
+    """As the libraries raise them that the hub's has used for transport: neither OSError nor ValueError."""
+
+
 def answer(monkeypatch, listing, snapshot=None):
     """Replaces the hub: `listing` and `snapshot` are what it gives or raises; returns the snapshots asked for."""
     asked = []
@@ -88,6 +92,16 @@ def test_without_a_network_the_cache_is_asked(monkeypatch, tmp_path):
     assert asked[0][1]["local_files_only"], "a server's error is no reason to give up what is cached"
     answer(monkeypatch, FILES, OSError("disk full\nand more"))
     refused("owner/name", "owner/name cannot be had: disk full$")
+    answer(monkeypatch, FILES, TransportError("no route\nto it"))
+    refused("owner/name", "owner/name cannot be had: no route$")
+    answer(monkeypatch, TransportError("no route"), TransportError(""))
+    refused("owner/name", "owner/name cannot be had: TransportError$")
+
+
+@pytest.mark.parametrize("name", ["o/-n..x", "a--b/c", "o/n.git"])
+def test_what_is_no_id_is_not_looked_for(monkeypatch, name):
+    monkeypatch.setattr(hub._log, "warning", lambda *values: pytest.fail("looked in the cache"))
+    refused(name, f"^{name} cannot be had: .*'{name}'")
 
 
 def test_offline_a_cached_model_loads_by_branch_and_by_default(monkeypatch, tmp_path, tiny_world):
