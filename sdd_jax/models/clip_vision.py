@@ -76,7 +76,7 @@ def load_clip(directory: str | Path) -> CLIP:
     """Loads a directory of transformers' CLIP: `config.json` and `model.safetensors` or `pytorch_model.bin`.
 
     Raises:
-      FileNotFoundError, ImportError, ValueError: in one line, naming the file, or the field that is not supported.
+      FileNotFoundError, ValueError: in one line, naming the file, or the field that is not supported.
     """
     root = Path(directory)
     config = hub.read_json(root / "config.json")

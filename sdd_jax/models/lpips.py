@@ -84,7 +84,7 @@ def load_lpips(name: str, backbone: str | os.PathLike[str], linear: str | os.Pat
       linear: the lpips package's v0.1 weights of the same network.
 
     Raises:
-      FileNotFoundError, ImportError, ValueError: as `read_state_dict`; files that do not fit the network.
+      FileNotFoundError, ValueError: as `read_state_dict`; files that do not fit the network.
     """
     module = LPIPS(name)
     tensors = rename(read_state_dict(backbone), [(r"^features\.", "features.layers.")], drop=r"classifier\.")

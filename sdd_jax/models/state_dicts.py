@@ -38,8 +38,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
     Raises:
       FileNotFoundError: no such file.
-      ImportError: a PyTorch checkpoint where torch is not installed.
-      ValueError: another suffix, a damaged file, one that holds more than tensors, or no flat dict of tensors.
+      ValueError: another suffix, a PyTorch checkpoint where torch is not installed, a damaged file, one that holds more
+        than tensors, or no flat dict of tensors.
     """
     tensors = _tensors(Path(path), nested=False)
     return {name: _float32(value) for name, value in tensors.items() if value.dtype.kind not in "iub"}
@@ -108,7 +108,7 @@ def _read_checkpoint(path: Path, nested: bool) -> StateDict:
     try:
         import torch
     except ImportError:
-        raise ImportError(
+        raise ValueError(
             f"{path} is a PyTorch checkpoint: install the torch extra, or convert it to .safetensors where torch is"
         ) from None
     try:

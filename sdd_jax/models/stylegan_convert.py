@@ -60,7 +60,7 @@ def load_generator(path: str | os.PathLike[str]) -> LoadedGenerator:
     """Reads a generator from anything in the table above; size and widths come from the tensors' shapes.
 
     Raises:
-      FileNotFoundError, ImportError: as `read_state_dict`.
+      FileNotFoundError: as `read_state_dict`.
       ValueError: a .pkl, a file that holds more than tensors or no generator, one that lacks tensors or has others.
     """
     path = Path(path)

@@ -73,7 +73,7 @@ def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ImportError, match="w.pt is a PyTorch checkpoint.*safetensors"):
+    with pytest.raises(ValueError, match="w.pt is a PyTorch checkpoint.*safetensors"):
         read_state_dict(tmp_path / "w.pt")
 
 
