@@ -51,6 +51,19 @@ def test_lpips_hides_what_may_change(items, monkeypatch):
     assert values["lpips_outside"][1] == pytest.approx(values["lpips"][1], rel=1e-5)
 
 
+def test_lpips_of_pictures_of_several_sizes(items, monkeypatch):
+    """Each as if it were alone, in its place."""
+    monkeypatch.setattr(measures, "load_lpips", lambda *files: {})
+    monkeypatch.setattr(measures, "lpips", lambda params, a, b, name: jnp.mean(jnp.abs(a - b), (1, 2, 3)))
+    measure = measures.lpips_measure("alex", "x", "y", batch=2)
+    three = [items[1], items[0], items[1]]
+    shown = [np.zeros((20, 30, 3), np.uint8), draw(0), draw(5)[:20, :30]]
+    values = measure(three, shown)
+    alone = [measure([item], [picture]) for item, picture in zip(three, shown, strict=True)]
+    np.testing.assert_allclose(values["lpips"], [one["lpips"][0] for one in alone], rtol=1e-6)
+    assert values["lpips"][1] == 0 < values["lpips"][2] != values["lpips"][0]
+
+
 def test_dinov2_compares_with_the_reference(items, monkeypatch):
     config = DINOv2Config(image_size=28, patch_size=14)
     monkeypatch.setattr(measures, "load_dinov2", lambda directory: (config, {}))

@@ -48,9 +48,9 @@ class Embedder(NamedTuple):
     texts: Callable[[Sequence[str]], np.ndarray]
 
 
-def read_stretched(path: Path, like: Picture) -> Picture:
-    """An image file at the size of a picture, uint8 [H,W,3]."""
-    picture, (height, width) = read_picture(path), like.shape[:2]
+def read_stretched(path: Path, size: tuple[int, ...]) -> Picture:
+    """An image file stretched to (height, width), uint8 [H,W,3]."""
+    picture, (height, width) = read_picture(path), size
     return np.asarray(
         picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BICUBIC)
     )
@@ -58,7 +58,7 @@ def read_stretched(path: Path, like: Picture) -> Picture:
 
 def references(items: Sequence[Item], pictures: Sequence[Picture]) -> list[Picture]:
     """Each item's reference at the size of its picture; ValueError for an item without one."""
-    return [read_stretched(_required(item), picture) for item, picture in zip(items, pictures, strict=True)]
+    return [read_stretched(_required(item), picture.shape[:2]) for item, picture in zip(items, pictures, strict=True)]
 
 
 def fidelity(items: Sequence[Item], pictures: Sequence[Picture]) -> Values:
@@ -75,19 +75,20 @@ def fidelity(items: Sequence[Item], pictures: Sequence[Picture]) -> Values:
 
 
 def lpips_measure(name: str, backbone: str | Path, linear: str | Path, *, batch: int = 16) -> Measure:
-    """LPIPS over "alex" or "vgg"; errors as `load_lpips`. Pictures of a call must be of one size."""
+    """LPIPS over "alex" or "vgg", of pictures of any sizes; errors as `load_lpips`."""
     params = load_lpips(name, backbone, linear)
     network = ShardedApply(lambda params, pair: lpips(params, pair[0], pair[1], name), params, batch=batch)
 
     def measure(items: Sequence[Item], pictures: Sequence[Picture]) -> Values:
         pairs = list(zip(pictures, references(items, pictures), strict=True))
-        values = {"lpips": network.all((unit_range(a), unit_range(b)) for a, b in pairs)}
+        values = {"lpips": _by_size(network, [(unit_range(a), unit_range(b)) for a, b in pairs])}
         if any(item.mask for item in items):
             kept = [_outside(item, picture) for item, picture in zip(items, pictures, strict=True)]
             hidden = [
-                tuple((unit_range(x) + 1) * keep - 1 for x in pair) for pair, keep in zip(pairs, kept, strict=True)
+                ((unit_range(a) + 1) * keep - 1, (unit_range(b) + 1) * keep - 1)
+                for (a, b), keep in zip(pairs, kept, strict=True)
             ]
-            values["lpips_outside"] = network.all(hidden)
+            values["lpips_outside"] = _by_size(network, hidden)
         return values
 
     return measure
@@ -114,7 +115,7 @@ def text_image_measure(embedder: Embedder, prefix: str = "clip") -> Measure:
         values = {f"{prefix}_t": cosine(found, target)}
         if all(item.image is not None and item.source for item in items):
             before = embedder.images(
-                [read_stretched(_required(item), p) for item, p in zip(items, pictures, strict=True)]
+                [read_stretched(_required(item), p.shape[:2]) for item, p in zip(items, pictures, strict=True)]
             )
             source = embedder.texts([item.source for item in items])
             values[f"{prefix}_i"] = cosine(found, before)
@@ -139,6 +140,17 @@ def image_reward_measure(weights: str | Path, vocabulary: str | Path, *, batch: 
         return {"image_reward": network.all(zip(prepared(pictures, IMAGE_REWARD), ids, mask, strict=True))}
 
     return measure
+
+
+def _by_size(network: ShardedApply, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The outputs f[n] of pairs of pictures in their order; those of one size are a batch, and a compiled program."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, (picture, _) in enumerate(pairs):
+        places.setdefault(picture.shape, []).append(i)
+    found = np.empty(len(pairs))
+    for where in places.values():
+        found[where] = network.all(pairs[i] for i in where)
+    return found
 
 
 def _required(item: Item) -> Path:
