@@ -28,6 +28,15 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
+def directory(text: str) -> Path:
+    """A directory to write to, there or not: the type of such a flag."""
+    path = Path(text)
+    found = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not found.is_dir():
+        raise argparse.ArgumentTypeError(f"{found} is a file, name a directory to write to")
+    return path
+
+
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Runs `command` on `argv`, by default the process's own arguments, and returns the exit status: 0, or 2."""
     log_to_stdout()

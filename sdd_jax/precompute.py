@@ -32,7 +32,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from sdd_jax.command import Parser, run_command
+from sdd_jax.command import Parser, directory, run_command
 from sdd_jax.config import defaults_of, load_config, split_overrides, to_plain
 from sdd_jax.data.degrade_kernels import sharpen
 from sdd_jax.data.latent_records import Manifest
@@ -75,7 +75,7 @@ def _precompute(argv: Sequence[str]) -> None:
     overrides, rest = split_overrides(argv)
     parser = Parser(prog="python -m sdd_jax.precompute", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="path to a config file, with :variant,variant")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write to; made, or gone on with")
+    parser.add_argument("--out", required=True, type=directory, help="directory to write to; made, or gone on with")
     parser.add_argument("--batch", type=int, default=32, help="pictures encoded at a time")
     parser.add_argument("--shard", type=int, default=2048, help="records of a file; a multiple of --batch")
     add_process_flags(parser)

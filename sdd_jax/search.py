@@ -13,11 +13,10 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 
-from sdd_jax.command import Parser, run_command
+from sdd_jax.command import Parser, directory, run_command
 from sdd_jax.config import defaults_of
 from sdd_jax.data import portraits
 from sdd_jax.data.pipeline import Source
@@ -70,7 +69,7 @@ def _search(argv: Sequence[str]) -> None:
     defaults = defaults_of(HQSOptions)
     for name, text in _HELP.items():
         parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name], help=text)
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=directory)
     flags = parser.parse_args(argv)
     options = HQSOptions(
         jacobian=flags.form == "jacobian",
