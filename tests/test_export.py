@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from sdd_jax import export
+from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.models.card import read_record
 from sdd_jax.models.lora import LoraSpec
 from sdd_jax.models.lora_files import export as export_lora
@@ -64,6 +65,29 @@ def test_a_card_and_kohyas_names(run, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == [
         "forward.kohya.safetensors", "forward.safetensors",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "flags"),
+    [
+        ({"task": "ccd", "data": {"source": "portraits"}}, "--workdir=DIR"),
+        ({"task": "dds", "data": {"source": "teacher", "captions": []}}, "--workdir=DIR"),
+        ({"task": "cm", "condition": {"task": "canny"}}, "--protocol=restoration --workdir=DIR"),
+        ({"task": "ccd", "condition": {"task": "none"}}, "--protocol=generation --workdir=DIR"),
+        ({"task": "gd"}, "--protocol=generation --workdir=DIR"),
+        ({"task": "dds"}, "--protocol=editing --method=translate --workdir=DIR"),
+    ],
+)
+def test_a_card_names_the_command_that_measures_the_run(run, tmp_path, config, flags):
+    """A report on portraits, else a protocol, whose flags go together."""
+    job = FakeJob(with_lora=False, **{"data": {"source": "folder"}, **config})
+    job.inherited = {}
+    assert run(job) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    rest = " ... --out=DIR/evaluation" if "--protocol" in flags else ""
+    assert f"Not measured: `python -m sdd_jax.evaluate {flags}{rest}`, then export again." in card
+    if rest:
+        parse([*flags.split(), "--data=x", "--out=DIR/evaluation"])
 
 
 def test_without_lora_and_of_the_embedded_world(run, tmp_path, capsys):

@@ -126,7 +126,7 @@ def test_exported_pairs_are_put_together_with_their_teacher(student, tmp_path, s
 
     def write_card(config, teacher_hash):
         made_from = {"teacher": "T", "teacher_hash": teacher_hash}
-        facts = {"config": config, "fingerprint": made_from, "metrics": None, "directory": tmp_path}
+        facts = {"config": config, "fingerprint": made_from, "metrics": None, "measured_by": "", "directory": tmp_path}
         (tmp_path / CARD).write_text(model_card(title="", task="icd", step=1, **facts))
         return read_record(tmp_path)
 

@@ -28,6 +28,7 @@ def model_card(
     config: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
+    measured_by: str,
     directory: Path,
 ) -> str:
     """A card in Markdown with the hub's header.
@@ -36,6 +37,7 @@ def model_card(
       title: the job's own line: method, data and teacher.
       fingerprint: sources and hashes of the frozen weights.
       metrics: the run's `evaluation/metrics.json`, or None.
+      measured_by: the command that writes them.
       directory: what was exported; every file is listed with its sha256.
     """
     base, record = config.get("model"), {"config": config, "made_from": fingerprint}
@@ -48,7 +50,7 @@ def model_card(
         f"Task `{task}`, step {step}, trained and exported with sdd_jax.",
         _section("Made from", _pairs(fingerprint) or "Nothing frozen: trained from scratch."),
         _section("Data", _pairs(config.get("data") or {}) or "None."),
-        _section("Metrics", _metrics(metrics)),
+        _section("Metrics", _metrics(metrics, measured_by)),
         _section("Files", _files(directory)),
         _section("Record", f"```json\n{json.dumps(record, indent=1, sort_keys=True)}\n```"),
     ]
@@ -82,11 +84,12 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | `{value}` |" for key, value in sorted(values.items()))])
 
 
-def _metrics(metrics: Mapping[str, Any] | None) -> str:
+def _metrics(metrics: Mapping[str, Any] | None, measured_by: str) -> str:
     """A report's single facts in one line, its rows as a table, and a table of each other group that it has."""
-    known = {key: value for key, value in (metrics or {}).items() if value not in (None, {}) and key != "workdir"}
+    empty, places = (None, {}, ""), ("workdir", "of")
+    known = {key: value for key, value in (metrics or {}).items() if value not in empty and key not in places}
     if not known:
-        return "Not measured: `python -m sdd_jax.evaluate --workdir=DIR`, then export again."
+        return f"Not measured: `{measured_by}`, then export again."
     groups = {key: value for key, value in known.items() if isinstance(value, Mapping)}
     parts = [", ".join(f"{key} {value}" for key, value in sorted(known.items()) if key not in groups)]
     rows = groups.get("rows", {})

@@ -18,6 +18,7 @@ def card(tmp_path, **changes):
         "config": {"model": "owner/name", "data": {"path": "images", "size": 512}, "steps": 7},
         "fingerprint": {"teacher": "owner/name@abc", "teacher_hash": "0" * 64},
         "metrics": {"workdir": "/secret", "samples": 4, "rows": {"1 step": {"psnr": 21.23456, "fid": None}}},
+        "measured_by": "python -m x",
     }
     return model_card(directory=tmp_path, **{**given, **changes})
 
@@ -54,7 +55,7 @@ def test_its_record_is_read_back(tmp_path):
 def test_what_is_not_known_is_said(tmp_path):
     text = card(tmp_path, config={"model": str(tmp_path)}, fingerprint={}, metrics=None)
     assert "base_model" not in text and "Not measured" in text and "trained from scratch" in text
-    assert "Not measured" in card(tmp_path, metrics={"workdir": "/secret", "timesteps": None})
+    assert "Not measured: `python -m x`, then" in card(tmp_path, metrics={"workdir": "/secret", "timesteps": None})
 
 
 def test_groups_of_metrics_are_shown_beside_facts_and_rows(tmp_path):
@@ -75,3 +76,10 @@ def test_groups_of_metrics_are_shown_beside_facts_and_rows(tmp_path):
         "| cost | |", "| --- | --- |", "| train | 3600 |", "| editors: SDEdit | 4.25 |", "| break_even: SDEdit |  |",
     ]  # fmt: skip
     assert "| value | white |" in lines and not lines[cost - 1]
+
+
+def test_a_protocols_results_are_shown_without_places(tmp_path):
+    report = {"protocol": "restoration", "of": "/secret", "method": "", "samples": 2, "settings": {"steps": 4}}
+    lines = card(tmp_path, metrics={**report, "metrics": {"fid": 12.5}}).splitlines()
+    assert "protocol restoration, samples 2" in lines and "| fid | 12.5 |" in lines and "| steps | 4 |" in lines
+    assert not [line for line in lines if "/secret" in line]
