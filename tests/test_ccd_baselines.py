@@ -1,6 +1,7 @@
 """The chains of CCD's baselines, run to run: GD -> GD -> fine-tuning -> CM, on states that are saved, not trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,8 +11,11 @@ from PIL import Image
 
 from sdd_jax import evaluate, export, jobs, sample
 from sdd_jax.config import defaults_of, load_config
+from sdd_jax.data.conditions import random_mask
 from sdd_jax.jobs.ccd import conditional
 from sdd_jax.jobs.ccd import report as ccd_report
+from sdd_jax.jobs.ccd import runs as ccd_runs
+from sdd_jax.jobs.ccd.data import heldout_rng
 from sdd_jax.jobs.protocols.exported import open_exported_network
 from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import make_maker
@@ -49,7 +53,7 @@ def save_run(workdir, spec, *overrides, seed=0):
 
 @pytest.fixture(scope="module")
 def chain(tiny_world, tmp_path_factory):
-    """{name: (workdir, saved parameters)} of a GD chain, and of two adapter-only fine-tunings and a CM."""
+    """{name: (workdir, saved parameters)} of a GD chain, and of adapter-only fine-tunings and a CM."""
     root = tmp_path_factory.mktemp("chain")
     model, small = f"model={tiny_world}", "adapter.embedding_channels=(4, 4, 8)"
     with pytest.MonkeyPatch.context() as patch:
@@ -64,6 +68,7 @@ def chain(tiny_world, tmp_path_factory):
         save("gd", "finetune.py:gd,canny", model, small, f"teacher.workdir={root / 'gd4'}", seed=3)
         save("tuned", "finetune.py:canny,adapter", model, small, seed=4)
         save("depth", "finetune.py:depth,adapter,t2i", model, seed=5)
+        save("hidden", "finetune.py:inpaint,adapter", model, small, seed=7)
         save("cm", "cm.py:adapter", f"teacher.workdir={root / 'tuned'}", seed=6)
         yield saved
 
@@ -198,7 +203,86 @@ def test_exported_baselines_are_put_together_with_their_teacher(chain, opened, t
     same(read["unet"], params.get("unet", job.frozen["teacher"]["unet"]))
     same(frozen["vae"], job.frozen["vae"])
     if name == "gd4":
-        assert make_maker(flags).settings["start"] == "noise"
+        settings = make_maker(flags).settings
+        assert (settings["start"], settings["steps"]) == ("noise", 4)
     else:
+        asked = parse(["--protocol=restoration", *(f"--{k}={getattr(flags, k)}" for k in ("model", "exported", "out"))])
+        settings = make_maker(asked).settings
+        assert (settings["steps"], settings["solver"]) == (4, "consistency" if name == "cm" else "ddim")
         with pytest.raises(ValueError, match="has the condition 'canny': generation takes 'none' runs"):
             make_maker(flags)
+
+
+@pytest.fixture
+def restore(chain, opened, tmp_path, monkeypatch):
+    """Restores with a run of the chain in batches of two: the exit status."""
+    monkeypatch.setattr(ccd_runs, "open_run", lambda workdir: opened[workdir.name])
+
+    def call(name, *flags):
+        arguments = ["--protocol=restoration", f"--workdir={chain[name][0]}", "--batch=2", f"--out={tmp_path / name}"]
+        return evaluate.main([*arguments, *flags])
+
+    return call
+
+
+def made(out):
+    return [json.loads(line) for line in (out / "made.jsonl").read_text().splitlines()]
+
+
+def drawn(out):
+    return np.stack([np.asarray(Image.open(path)) for path in sorted((out / "images").iterdir())])
+
+
+def test_restoration_fills_in_what_it_hides_and_nothing_else(restore, tmp_path, capsys):
+    """The masks are those of `data.conditions`, a sample's own; other guidance or another solver is another run."""
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+        (tmp_path / "photos" / f"{i}.txt").write_text(f"a cat {i}")
+    flags = [f"--data={tmp_path / 'photos'}", "--steps=1"]
+    assert restore("hidden", *flags, "--guidance=2", "--solver=dpm_solver") == 0
+    out = tmp_path / "hidden"
+    settings, *rows = made(out)
+    settings = settings["settings"]["settings"]
+    assert (settings["guidance"], settings["solver"], settings["steps"]) == (2.0, "dpm_solver", 1)
+    assert [(row["target"], row["evaluations"]) for row in rows] == [("a cat 0", 2), ("a cat 1", 2)]
+    masks = [random_mask((64, 64), heldout_rng(i)) for i in range(2)]
+    assert np.any(masks[0] != masks[1])
+    for i, (picture, mask) in enumerate(zip(drawn(out), masks, strict=True)):
+        changed = np.any(picture != np.asarray(Image.open(tmp_path / "photos" / f"{i}.png")), -1)
+        assert not changed[~mask].any() and changed[mask].mean() > 0.9
+    assert set(json.loads((out / "metrics.json").read_text())["metrics"]) == {"psnr", "ssim"}
+    for others in (["--solver=dpm_solver"], ["--guidance=2"]):
+        assert restore("hidden", *flags, *others) == 2
+        assert "holds results of another run (settings: " in capsys.readouterr().err
+
+
+def test_restoration_reads_pairs_of_files(restore, chain, tmp_path, capsys):
+    """Depth maps beside the pictures that they are of; in another order they make other pictures."""
+    assert restore("depth", "--benchmark=portraits", "--samples=2", "--steps=1") == 0
+    home = tmp_path / "depth" / "benchmark"
+    rows = made(tmp_path / "depth")[1:]
+    assert [row["target"] for row in rows] == [(home / "images" / f"00000{i}.txt").read_text() for i in range(2)]
+    other = tmp_path / "other"
+    other.mkdir()
+    for i in range(2):
+        shutil.copy(home / "depth" / f"00000{1 - i}.png", other / f"00000{i}.png")
+    data = [f"--data={home / 'images'}", "--steps=1"]
+    assert restore("depth", *data, f"--condition={other}", f"--out={tmp_path / 'swapped'}") == 0
+    assert np.any(drawn(tmp_path / "swapped") != drawn(tmp_path / "depth"))
+    capsys.readouterr()
+    for flags, message in (
+        (data, "depth reads pairs of images and config.condition.path='' is no directory: give --condition"),
+        ([*data, "--condition=none"], "depth reads pairs of images and 'none' is no directory"),
+        ([*data, f"--condition={other}", f"--data={chain['depth'][0]}"], "holds no images"),
+        (["--benchmark=portraits", "--condition=x"], "leave them out"),
+    ):
+        assert restore("depth", *flags, f"--out={tmp_path / 'new'}") == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
+
+
+def test_few_steps_are_the_methods_own(opened):
+    steps = {name: conditional.default_steps(opened[name][0].objective) for name in ("gd8", "gd4", "gd", "tuned", "cm")}
+    assert steps == {"gd8": 8, "gd4": 4, "gd": 4, "tuned": 50, "cm": 4}

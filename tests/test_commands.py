@@ -278,6 +278,7 @@ def test_the_exported_run_is_restored_with(finished, opened, tiny_world, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, read, params)
     jax.tree.map(np.testing.assert_array_equal, frozen["vae"], job.frozen["vae"])
     assert type(network) is type(job.objective) and network.grid_steps == job.objective.grid_steps
-    assert make_maker(parsed).settings == {"steps": 2, "size": 64, "batch": 8, "start": "condition"}
+    settings = {"steps": 2, "guidance": 1.0, "solver": "ddim", "start": "condition", "size": 64, "batch": 8}
+    assert make_maker(parsed).settings == settings
     with pytest.raises(ValueError, match="--model=portraits is not the teacher of --exported="):
         make_maker(parse([flags[0], "--model=portraits", *flags[2:], "--out=x"]))

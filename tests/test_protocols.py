@@ -2,13 +2,20 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from sdd_jax import evaluate
+from sdd_jax.data.sources import ImageData, open_source
+from sdd_jax.evals.protocols.benchmarks import read_pairs
 from sdd_jax.images import write_png
+from sdd_jax.jobs.ccd.data import ConditionConfig, file_condition, heldout_rng, partners_of
+from sdd_jax.jobs.protocols import conditions as protocol_conditions
+from sdd_jax.jobs.protocols import makers as protocol_makers
 from sdd_jax.jobs.protocols import run as protocols
 from sdd_jax.jobs.protocols.makers import Maker
 
@@ -109,8 +116,6 @@ def test_each_sample_can_bring_its_own_blend(tmp_path, monkeypatch):
 
         return EditResult(image, 4.0)
 
-    from sdd_jax.jobs.protocols import makers as protocol_makers
-
     class Model:
         source, content_hash, sample_size, downsampling = "model", "hash", 16, 4
 
@@ -126,7 +131,6 @@ def test_each_sample_can_bring_its_own_blend(tmp_path, monkeypatch):
 
 def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, capsys):
     """A stand-in for a CCD run that gives its condition back; a run of another condition is refused."""
-    from sdd_jax.jobs.protocols import makers as protocol_makers
 
     class Model:
         source, content_hash, sample_size, downsampling = "model", "hash", 16, 4
@@ -134,12 +138,12 @@ def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, caps
         tokenize = staticmethod(lambda prompts: np.zeros((len(prompts), 4), np.int32))
 
     (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
-    network = type("Network", (), {"model": Model})
-    monkeypatch.setattr(protocol_makers, "read_config", lambda workdir: {"task": "ccd"})
-    monkeypatch.setattr(protocol_makers, "condition_of", lambda workdir: {"task": "superres"})
+    network = type("Network", (), {"model": Model, "grid_steps": 50})
+    monkeypatch.setattr(protocol_conditions, "read_config", lambda workdir: ConfigDict({"task": "ccd"}))
+    monkeypatch.setattr(protocol_conditions, "condition_of", lambda workdir: {"task": "superres"})
     monkeypatch.setattr(protocol_makers, "open_runs", lambda workdirs, weights: (network, {}, {}))
     monkeypatch.setattr(
-        protocol_makers, "make_sampler", lambda objective, start: lambda params, frozen, low, ids, key, steps, size: low
+        protocol_makers, "make_sampler", lambda objective, solver, start: lambda params, frozen, low, *others: low
     )
     arguments = [f"--workdir={tmp_path / 'run'}", "--benchmark=portraits", "--samples=3", "--batch=2", "--steps=4"]
     run("--protocol=restoration", *arguments, f"--out={tmp_path / 'out'}")
@@ -147,6 +151,7 @@ def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, caps
         given = np.asarray(Image.open(tmp_path / "out" / "benchmark" / "degraded" / f"{i:06d}.png"))
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "images" / f"{i:06d}.png")), given)
     assert {row["evaluations"] for row in rows(tmp_path / "out", "made").values()} == {4.0}
+    assert metrics(tmp_path / "out")["settings"]["steps"] == 4
     assert "step 7 hash" in (tmp_path / "out" / "made.jsonl").read_text()
     wide = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     for folder in ("low", "high"):
@@ -160,6 +165,9 @@ def test_a_run_restores_what_it_is_given(tiny_world, tmp_path, monkeypatch, caps
     run("--protocol=restoration", *pair)
     assert metrics(tmp_path / "wide")["metrics"] == {"ssim": pytest.approx(1.0)}, "equal pictures, so no PSNR either"
     refused(capsys, "--size=30: sides are multiples of 4", "--protocol=restoration", *pair, "--size=30")
+    refused(capsys, "--option x=1: runs of ccd, finetune, cm, gd take none", "--protocol=restoration", *pair,
+            "--option=x=1")  # fmt: skip
+    refused(capsys, "--condition=x: superres reads no second images", "--protocol=restoration", *pair, "--condition=x")
     refused(capsys, "has the condition 'superres': generation takes 'none' runs", "--protocol=generation", *arguments,
             f"--world={tiny_world}", f"--out={tmp_path / 'other'}")  # fmt: skip
 
@@ -188,4 +196,49 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, monkeyp
     refused(capsys, "FID needs --reference", *generation, f"--csv={tmp_path / 'g.csv'}", "--inception=x")
     refused(capsys, "no such weights file", *editing, "--method=p2p", "--benchmark=portraits", "--samples=2",
             "--lpips=alex,none.pth,none.pth")  # fmt: skip
+    for flag, whose in (("--steps=4", "generation"), ("--guidance=0", "generation"), ("--solver=ddim", "generation")):
+        refused(capsys, f"{flag[: flag.index('=')]} is of {whose}", *editing, "--method=p2p", flag)
+    for flag in ("--method=p2p", "--blend", "--condition=x"):
+        refused(capsys, f"{flag.split('=')[0]} is of", *generation, flag)
+    elsewhere = ["--protocol=restoration", "--results=x", base[1]]
+    for flag in ("--option=x=1", "--steps=4", "--solver=ddim", "--condition=x", "--revision=x"):
+        refused(capsys, f"{flag.split('=')[0]} is of", *elsewhere, flag)
+    refused(capsys, "--dtype is of --model: a run keeps its config.dtype", *elsewhere[:1], "--workdir=x", base[1],
+            "--dtype=float32")  # fmt: skip
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/below"):
+        refused(capsys, "file is a file, name a directory", *elsewhere[:2], f"--out={tmp_path / out}")
     assert not (tmp_path / "out" / "images").exists()
+
+
+def test_a_checkpoint_without_torch_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "w.pth").write_bytes(b"x")
+    home = protocols.write_benchmark(tmp_path / "benchmark", 2)
+    refused(capsys, "w.pth is a PyTorch checkpoint: install the torch extra", "--protocol=restoration",
+            f"--results={home / 'degraded'}", "--benchmark=portraits", "--samples=2", f"--out={tmp_path}",
+            f"--inception={tmp_path / 'w.pth'}")  # fmt: skip
+
+
+def test_one_sample_has_no_distance_of_distributions(tiny_world, tmp_path, capsys):
+    home = protocols.write_benchmark(tmp_path / "benchmark", 1)
+    run("--protocol=restoration", f"--results={home / 'degraded'}", "--benchmark=portraits", "--samples=1",
+        f"--world={tiny_world}", f"--out={tmp_path}")  # fmt: skip
+    assert set(metrics(tmp_path)["metrics"]) == {"psnr", "ssim"}
+    assert "one sample has no distribution" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["canny", "inpaint", "depth", "edit"])
+def test_a_samples_condition_is_what_training_makes_of_the_same_files(tmp_path, task):
+    folders = [tmp_path / "images", tmp_path / "seconds"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        for i in range(2):
+            drawn = np.random.default_rng([number, i]).integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(drawn).save(folder / f"{i}.png")
+    config = ConditionConfig(task=task, path=str(folders[1]), thresholds=(100.0, 200.0))
+    source = open_source(ImageData(path=str(folders[0]), size=32), partners_of(config))
+    items = read_pairs(folders[0], folders[0], folders[1])
+    for i, item in enumerate(items):
+        want = file_condition(config)(source[i], heldout_rng(i)).condition
+        np.testing.assert_allclose(protocol_conditions.read_condition(item, i, config, 32), want, atol=1e-6)

@@ -229,16 +229,17 @@ def file_edit(record: Record, rng: np.random.Generator) -> Conditioned:
     return Conditioned(to_float(record["partner"]))
 
 
-def read_depth(data: str | Path | bytes, size: int, name: str = "") -> np.ndarray:
+def read_depth(data: str | Path | bytes, size: int, name: str = "", *, stretched: bool = False) -> np.ndarray:
     """Reads a depth map of any bit depth as f32 [size,size] in [-1, 1], its least value -1 and its largest 1.
 
-    Shorter side scaled to `size`, centre cropped, and errors as `read_image`.
+    Shorter side scaled to `size`, centre cropped, and errors as `read_image`; `stretched`: both sides scaled instead.
     """
     values = read_plane(data, name)
     if values.ndim != 2:
         raise ValueError(f"{name or data!s} has {values.ndim} axes: a depth map is one plane")
     scale = size / min(values.shape)
     shape = (max(size, round(values.shape[1] * scale)), max(size, round(values.shape[0] * scale)))
+    shape = (size, size) if stretched else shape
     values = np.asarray(Image.fromarray(values, mode="F").resize(shape, Image.Resampling.BILINEAR))
     top, left = (values.shape[0] - size) // 2, (values.shape[1] - size) // 2
     values = values[top : top + size, left : left + size]

@@ -134,6 +134,13 @@ def test_depth_maps_of_any_depth_fill_their_own_range(tmp_path, kind):
     assert not read_depth(tmp_path / "flat.png", 8).any()
 
 
+def test_a_stretched_depth_map_keeps_its_margins(tmp_path):
+    Image.fromarray(np.repeat(np.array([[255, 0, 0, 0]], np.uint8), 8, 1).repeat(16, 0)).save(tmp_path / "d.png")
+    assert not read_depth(tmp_path / "d.png", 16).any(), "the middle is flat"
+    found = read_depth(tmp_path / "d.png", 16, stretched=True)
+    assert found.shape == (16, 16) and found[:, 0].min() == 1 and found[:, 8:].max() == -1
+
+
 @pytest.fixture
 def pairs(tmp_path):
     """Eight pictures in folders and their depth maps; number 3's is there twice."""

@@ -8,6 +8,9 @@ import pytest
 from PIL import Image
 
 from sdd_jax.command import is_ours
+from sdd_jax.data import portraits
+from sdd_jax.data.conditions import depth_of
+from sdd_jax.data.decode import read_plane
 from sdd_jax.evals.protocols.benchmarks import (
     blended_words,
     decode_mask,
@@ -166,6 +169,14 @@ def test_pairs_are_matched_by_name(tmp_path):
     assert [item.target for item in items] == ["", ""]
     one_line(lambda: read_pairs(high, low), "has no original of .*more.png")
     one_line(lambda: read_pairs(tmp_path / "none", high), "none holds no images")
+    depth = pictures(tmp_path / "depth", "a.webp", "deep/b.png")
+    assert [item.condition for item in read_pairs(low, high, depth)] == [depth / "a.webp", depth / "deep" / "b.png"]
+    (depth / "a.webp").unlink()
+    one_line(lambda: read_pairs(low, high, depth), "a.png: no such file .* the condition of .*a.png")
+    (low / "deep" / "b.txt").write_text("a text")
+    assert [item.target for item in read_pairs(low, high)] == ["", "a text"]
+    (low / "captions.csv").write_text("file_name,caption\ndeep/b.jpg,a listing\n")
+    assert [(item.id, item.target) for item in read_pairs(low, high)] == [("deep_b", "a listing")]
     pictures(low, "a.jpg")
     one_line(lambda: read_pairs(low, high), "differ by their suffix alone")
 
@@ -227,7 +238,7 @@ def test_logs_of_several_processes_become_one(tmp_path):
 def test_portraits_come_in_every_layout(tmp_path):
     home = write_benchmark(tmp_path, 8)
     stamps = {path: path.stat().st_mtime_ns for path in home.rglob("*.png")}
-    assert len(stamps) == 24
+    assert len(stamps) == 32
     edits = read_editing(home / "editing.csv", home / "images")
     assert len(edits) == len(read_generation(home / "generation.csv")) == 8
     assert all(item.source != item.target for item in edits)
@@ -240,6 +251,13 @@ def test_portraits_come_in_every_layout(tmp_path):
     assert all(
         np.abs(new - np.asarray(Image.open(item.image))).max() > 30 for new, item in zip(changed, edits, strict=True)
     )
+    before = read_pairs(home / "counterfactuals", home / "counterfactuals", home / "images")
+    for item, edit in zip(before, edits, strict=True):
+        assert item.condition == edit.image and item.target, "the instruction of the edit"
+    depth = read_pairs(home / "images", home / "images", home / "depth")
+    for item, index in zip(depth, portraits.split_indices("heldout"), strict=False):
+        assert item.target == portraits.caption(portraits.portrait(index).attributes)
+        np.testing.assert_array_equal(read_plane(item.condition), depth_of(index))
     write_benchmark(tmp_path, 8)
     assert stamps == {path: path.stat().st_mtime_ns for path in home.rglob("*.png")}, "nothing is drawn twice"
     one_line(lambda: write_benchmark(tmp_path, 0), "--samples=0")

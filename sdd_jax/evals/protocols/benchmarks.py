@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdd_jax.data.sources.captions import read_caption
 from sdd_jax.data.sources.coco import CocoSource
+from sdd_jax.data.sources.folder import FolderSource
 from sdd_jax.data.sources.raw import inside, read_object
 from sdd_jax.evals.preprocess import image_paths
 
@@ -41,6 +41,7 @@ class Item(NamedTuple):
     id: unique in the benchmark, fit for a file name. source: what `image` shows; target: what the result should show.
     image: the picture to start from; reference: the one to compare the result with. blend: the word of each prompt
     whose attention says where to edit. mask: run lengths (first, count) of the edited pixels, row by row, of 512x512.
+    condition: the second file of a pair: a depth map, or the picture before an edit.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Item(NamedTuple):
     reference: Path | None = None
     blend: tuple[str, str] | None = None
     mask: tuple[int, ...] | None = None
+    condition: Path | None = None
 
 
 def read_generation(path: str | Path) -> list[Item]:
@@ -125,23 +127,27 @@ def read_pie_bench(directory: str | Path) -> list[Item]:
     return _present(items, file)
 
 
-def read_pairs(degraded: str | Path, originals: str | Path) -> list[Item]:
-    """The images of a folder, captioned by text files of their names where there are, with originals of the same names.
+def read_pairs(images: str | Path, originals: str | Path, conditions: str | Path = "") -> list[Item]:
+    """The images of a folder and their captions as `FolderSource` reads them, with originals of the same names.
+
+    conditions: a directory that has a second file of the same name for each image; "" for none.
 
     Raises:
-        FileNotFoundError: no images, or one without its original.
-        ValueError: names that differ by their suffix alone.
+        FileNotFoundError: no images, or one without its original or its second file.
+        ValueError: names that differ by their suffix alone; captions as `FolderSource`.
     """
-    inputs, truths = _by_stem(Path(degraded)), _by_stem(Path(originals))
-    for stem in inputs:
+    truths, root = _by_stem(Path(originals)), Path(images)
+    _by_stem(root)  # what is wrong with the folder, in the words of a flag and not of a config
+    source, items = FolderSource(root, partners=conditions), []
+    for record in (source[i] for i in range(len(source))):
+        path, partner = Path(record.name), record.partner
+        stem = path.relative_to(root).with_suffix("").as_posix()
         if stem not in truths:
-            raise FileNotFoundError(
-                f"{originals} has no original of {inputs[stem]}: {len(truths)} images of other names"
-            )
-    return [
-        Item(stem.replace("/", "_"), read_caption(path.with_suffix(".txt")), image=path, reference=truths[stem])
-        for stem, path in inputs.items()
-    ]
+            raise FileNotFoundError(f"{originals} has no original of {path}: {len(truths)} images of other names")
+        caption = record.captions[0] if record.captions else ""
+        condition = partner if isinstance(partner, Path) else None
+        items.append(Item(stem.replace("/", "_"), caption, image=path, reference=truths[stem], condition=condition))
+    return items
 
 
 def rows(path: str | Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -142,7 +142,7 @@ def conditional_stream(
             rows = degraded_latents(records, data.degrade_spec) if degrades else plain_latents(records)
             return stream_of(config, records, rows)(start_step)
         if data.source != "portraits":
-            source = open_source(data.images(), _partners(condition))
+            source = open_source(data.images(), partners_of(condition))
             return stream_of(config, source, augmented(data.images(), _file_rows(data, condition, bundle)))(start_step)
         portraits = PortraitSource(data.split, data.count)
         sharpens = condition.task == "superres" and data.degrade_spec.sharpen_weight
@@ -189,9 +189,8 @@ def _portrait_rows(
     return conditions.conditioned_rows(bundle.tokenize, makers[condition.task], caption, moments, bundle.tokenize_2)
 
 
-def _file_rows(data: ConditionalData, condition: ConditionConfig, bundle: ModelBundle) -> Transform:
-    if condition.task == "superres":
-        return degraded_images(bundle.tokenize, data.degrade_spec, bundle.tokenize_2)
+def file_condition(condition: ConditionConfig) -> Condition:
+    """What makes a record's condition of images on disk; of all but super-resolution, which changes its target too."""
     makers: dict[str, Condition] = {
         "inpaint": conditions.inpainting,
         "canny": conditions.canny((condition.thresholds[0], condition.thresholds[1])),
@@ -199,11 +198,18 @@ def _file_rows(data: ConditionalData, condition: ConditionConfig, bundle: ModelB
         "depth": conditions.file_depth,
         "edit": conditions.file_edit,
     }
-    caption = conditions.file_caption
-    return conditions.conditioned_rows(bundle.tokenize, makers[condition.task], caption, tokenize_2=bundle.tokenize_2)
+    return makers[condition.task]
 
 
-def _partners(condition: ConditionConfig) -> Partners | None:
+def _file_rows(data: ConditionalData, condition: ConditionConfig, bundle: ModelBundle) -> Transform:
+    if condition.task == "superres":
+        return degraded_images(bundle.tokenize, data.degrade_spec, bundle.tokenize_2)
+    make, caption = file_condition(condition), conditions.file_caption
+    return conditions.conditioned_rows(bundle.tokenize, make, caption, tokenize_2=bundle.tokenize_2)
+
+
+def partners_of(condition: ConditionConfig) -> Partners | None:
+    """The second images that a condition reads beside images on disk, None for none."""
     if condition.task not in PAIRED:
         return None
     return Partners(condition.path, conditions.read_depth if condition.task == "depth" else read_image)

@@ -20,7 +20,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdd_jax.command import Parser
+from sdd_jax.command import Parser, directory
+from sdd_jax.jobs.ccd.conditional import SAMPLERS
 from sdd_jax.training.distributed import add_process_flags
 
 PROTOCOLS = ("generation", "inversion", "editing", "restoration")
@@ -38,19 +39,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     which.add_argument("--results", type=Path, help="a folder of pictures made by something else")
     parser.add_argument("--exported", type=Path, help="the export of a run that has parts of --model, its teacher")
     parser.add_argument("--revision", help="of a hub id")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a model")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of a model; default float32")
     parser.add_argument("--csv", default="", help="the benchmark's prompts or edits")
     parser.add_argument(
         "--data", default="", help="images, of the benchmark or degraded; COCO's or PIE-bench's directory"
     )
+    parser.add_argument("--condition", default="", help="depth maps, or images before the edit; default: the run's own")
     parser.add_argument("--reference", default="", help="folder, or .npz of statistics, for FID; originals")
     parser.add_argument("--benchmark", default="", choices=("", "portraits"), help="in place of --csv and --data")
     parser.add_argument("--samples", type=int, default=0, help="the first so many; 0: all")
     parser.add_argument("--method", default="", help="of inversion and editing")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
     parser.add_argument("--blend", action="store_true", help="give the method each sample's blended words")
-    parser.add_argument("--steps", type=int, default=50, help="of generation and restoration")
-    parser.add_argument("--guidance", type=float, help="of generation: 7.5, or the nearest trained scale; 1 is off")
+    parser.add_argument("--steps", type=int, help="of generation and restoration; default: see docs/metrics.md")
+    parser.add_argument("--guidance", type=float, help="of the same, 1 is off; default: see docs/metrics.md")
+    parser.add_argument("--solver", default="", choices=["", *SAMPLERS], help="of CCD's runs and its baselines'")
     parser.add_argument("--size", type=int, default=0, help="side of pictures; 0: the model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)
@@ -61,10 +64,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image-reward", default="", help="ImageReward.pt; needs --vocabulary")
     parser.add_argument("--vocabulary", default="", help="vocab.txt of bert-base-uncased")
     parser.add_argument("--world", default="", help='the embedded world that measures: "portraits" or a directory')
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=directory)
     add_process_flags(parser)
     flags = parser.parse_args(arguments)
     _check(flags)
+    _check_read(flags)
+    flags.dtype = flags.dtype or "float32"
     return flags
 
 
@@ -81,7 +86,27 @@ def _check(flags: argparse.Namespace) -> None:
         raise ValueError(f"--exported={flags.exported} needs --model: the teacher that the run was distilled from")
     if flags.protocol in ("inversion", "editing") and not (flags.method or flags.results):
         raise ValueError(f"--protocol={flags.protocol} needs --method: one of python -m sdd_jax.edit's")
-    if flags.benchmark and (flags.csv or flags.data):
-        raise ValueError("--benchmark brings its own --csv and --data: leave them out")
+    if flags.benchmark and (flags.csv or flags.data or flags.condition):
+        raise ValueError("--benchmark brings its own --csv, --data and --condition: leave them out")
     if flags.inception and not (flags.reference or flags.protocol == "restoration" or flags.benchmark):
         raise ValueError("--inception: FID needs --reference, a folder of real images or their statistics .npz")
+
+
+def _check_read(flags: argparse.Namespace) -> None:
+    """Raises ValueError for a flag that is given though nothing would read it."""
+    makes, edits = not flags.results, flags.protocol in ("inversion", "editing")
+    samples = makes and not edits
+    steps = "of generation and restoration by a model: editing methods take --option KEY=VALUE"
+    for flag, is_given, is_read, whose in (
+        ("--dtype", flags.dtype, flags.model, "of --model: a run keeps its config.dtype"),
+        ("--revision", flags.revision, flags.model, "of --model"),
+        ("--method", flags.method, edits, "of inversion and editing"),
+        ("--option", flags.option, makes, "of what makes pictures"),
+        ("--blend", flags.blend, makes and flags.protocol == "editing", "of editing"),
+        ("--steps", flags.steps is not None, samples, steps),
+        ("--guidance", flags.guidance is not None, samples, steps),
+        ("--solver", flags.solver, samples, "of generation and restoration by a run"),
+        ("--condition", flags.condition, makes and flags.protocol == "restoration", "of restoration by a run"),
+    ):
+        if is_given and not is_read:
+            raise ValueError(f"{flag} is {whose}; leave it out")

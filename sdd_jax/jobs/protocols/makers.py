@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | generation | DDIM, guided | guidance distillation and iCD (`--option tau=0.7`); CCD and baselines without condition |
 | inversion, editing | a method of `sdd_jax.edit` | the same |
-| restoration | - | CCD and its baselines with super-resolution's condition |
+| restoration | - | CCD and its baselines with any condition (`conditions`) |
 
 The noise of a sample depends on the seed and its place in the benchmark, or on the place of its batch.
 """
@@ -14,44 +14,37 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from sdd_jax.config import to_plain
-from sdd_jax.data.decode import read_picture
-from sdd_jax.data.records import to_float
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.evals.protocols.benchmarks import Item
-from sdd_jax.jobs.ccd.conditional import default_start, make_sampler
-from sdd_jax.jobs.ccd.data import ConditionConfig
-from sdd_jax.jobs.ccd.heldout import condition_of
+from sdd_jax.jobs.ccd.conditional import (
+    default_guidance,
+    default_solver,
+    default_start,
+    default_steps,
+    make_sampler,
+)
 from sdd_jax.jobs.ccd.runs import open_runs
 from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, guided_unet, passes, trained_scale
 from sdd_jax.jobs.editing.models import open_model
 from sdd_jax.jobs.editing.options import parse_options
 from sdd_jax.jobs.icd.job import generate
-from sdd_jax.jobs.protocols.exported import (
-    NETWORKS,
-    exported_condition,
-    exported_hash,
-    open_exported,
-    open_exported_network,
-)
+from sdd_jax.jobs.protocols.conditions import read_condition, read_square, record_of, trained_condition
+from sdd_jax.jobs.protocols.exported import NETWORKS, exported_hash, open_exported, open_exported_network
 from sdd_jax.jobs.streams.captioned import prompt_ids
-from sdd_jax.models.card import Record, read_record
+from sdd_jax.models.card import Record
 from sdd_jax.objectives.inputs import text_of
-from sdd_jax.runs import read_config
 from sdd_jax.sampling.generate import sample
 from sdd_jax.types import Frozen, ModelBundle
 
-GUIDANCE = 7.5
-"""Of generation where none is given."""
+GUIDANCE, STEPS = 7.5, 50
+"""Of a model's generation where none are given."""
 
 
 class Maker(NamedTuple):
@@ -67,14 +60,12 @@ class Maker(NamedTuple):
 
 def make_maker(flags: argparse.Namespace) -> Maker:
     """The maker that a protocol's flags ask for; ValueError or FileNotFoundError where there is none."""
-    record = _record(flags)
-    if flags.protocol in ("generation", "restoration") and record.config.get("task", "") in NETWORKS:
+    record = record_of(flags)
+    is_network = record.config.get("task", "") in NETWORKS
+    if flags.protocol == "restoration" or (flags.protocol == "generation" and is_network):
         return _conditional(flags, record)
-    if flags.protocol == "restoration":
-        raise ValueError(
-            f"--protocol=restoration takes runs of {', '.join(NETWORKS)} (--workdir), what was exported of such "
-            "(--exported), or pictures made before (--results)"
-        )
+    if flags.solver:
+        raise ValueError(f"--solver={flags.solver} is of runs of {', '.join(NETWORKS)}: all others take DDIM's steps")
     if flags.method and flags.method not in METHODS:
         raise ValueError(f"--method={flags.method} is no editing method; use {', '.join(METHODS)}")
     model, frozen = open_exported(flags, record) if flags.exported else open_model(flags)
@@ -89,6 +80,9 @@ def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, si
     jumps = len(frozen["boundaries"].reverse_jumps) if "boundaries" in frozen else 0
     if unknown := sorted(set(options) - ({"tau", "ramp_to", "start"} if jumps else set())):
         raise ValueError(f"--option {unknown[0]}: generation takes tau, ramp_to and start, of iCD runs alone")
+    if jumps and flags.steps is not None:
+        raise ValueError(f"--steps={flags.steps}: this run of iCD makes its own {jumps} jumps; leave it out")
+    steps = STEPS if flags.steps is None else flags.steps
 
     @jax.jit
     def noise_of(numbers: jax.Array) -> jax.Array:
@@ -100,7 +94,7 @@ def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, si
         context, added_cond = text_of(model, frozen, ids)
         extra = {} if added_cond is None else {"added_cond": added_cond}
         network = functools.partial(guided_unet(model, frozen), context=context, w=w, **extra)
-        times, schedule = sampling_times(flags.steps), Schedule(model.alphas_cumprod)
+        times, schedule = sampling_times(steps), Schedule(model.alphas_cumprod)
         return model.decode(frozen["vae"], sample(lambda z, t: network(z, t), noise, times, schedule, model.prediction))
 
     def make(items: Sequence[Item], numbers: Sequence[int]) -> tuple[np.ndarray, float]:
@@ -108,9 +102,9 @@ def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, si
         noise = noise_of(jnp.asarray(numbers))
         if jumps:
             return np.asarray(generate(Static(model), frozen, ids, noise, w, **options)), float(jumps)
-        return np.asarray(run(frozen, ids, noise)), float(passes(model) * flags.steps)
+        return np.asarray(run(frozen, ids, noise)), float(passes(model) * steps)
 
-    settings = {"steps": jumps or flags.steps, "guidance": scale, "size": size}
+    settings = {"steps": jumps or steps, "guidance": scale, "size": size}
     return Maker(_name(flags, model), settings, make)
 
 
@@ -144,42 +138,28 @@ def _editor(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, size:
 
 
 def _conditional(flags: argparse.Namespace, record: Record) -> Maker:
-    """A model of CCD or of its baselines; a degraded image is stretched as the original that it is compared with."""
-    wanted = "superres" if flags.protocol == "restoration" else "none"
-    section = exported_condition(record) if flags.exported else condition_of(flags.workdir)
-    found = section.get("task", "superres")
-    if found != wanted:
-        where = f"--exported={flags.exported}" if flags.exported else f"--workdir={flags.workdir}"
-        raise ValueError(f"{where} has the condition {found!r}: {flags.protocol} takes {wanted!r} runs")
+    """A model of CCD or of its baselines, asked with what it was conditioned on in training."""
+    condition = trained_condition(flags, record)
+    if flags.option:
+        raise ValueError(f"--option {flags.option[0]}: runs of {', '.join(NETWORKS)} take none; leave it out")
     opened = open_exported_network(flags, record) if flags.exported else open_runs([flags.workdir], [])
     objective, params, frozen = opened
-    start = default_start(ConditionConfig(task=found))
-    model, sampler = objective.model, make_sampler(objective, start=start)
+    start, solver = default_start(condition), flags.solver or default_solver(objective)
+    steps = default_steps(objective) if flags.steps is None else flags.steps
+    w = default_guidance(objective) if flags.guidance is None else flags.guidance
+    model, sampler = objective.model, make_sampler(objective, solver, start)
     size = _side(flags, model)
 
     def make(items: Sequence[Item], numbers: Sequence[int]) -> tuple[np.ndarray, float]:
-        low = np.stack([read_square(item, size) for item in items]) if wanted == "superres" else None
+        made = [read_condition(item, number, condition, size) for item, number in zip(items, numbers, strict=True)]
+        hint = np.stack([one for one in made if one is not None]) if condition.task != "none" else None
         ids = prompt_ids(model, [item.target for item in items])
         key = jax.random.fold_in(jax.random.key(flags.seed), numbers[0])
-        return np.asarray(sampler(params, frozen, low, ids, key, flags.steps, size=size)), float(flags.steps)
+        images = sampler(params, frozen, hint, ids, key, steps, w, size)
+        return np.asarray(images), float(steps * (1 if w == 1.0 else 2))
 
-    settings = {"steps": flags.steps, "size": size, "batch": flags.batch, "start": start}
+    settings = {"steps": steps, "guidance": w, "solver": solver, "start": start, "size": size, "batch": flags.batch}
     return Maker(_name(flags, model), settings, make)
-
-
-def read_square(item: Item, size: int) -> np.ndarray:
-    """A sample's image stretched to [size, size], f32 in [-1, 1], as iCD's evaluation reads its benchmarks."""
-    picture = read_picture(_image(item))
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return to_float(np.asarray(picture))
-
-
-def _record(flags: argparse.Namespace) -> Record:
-    """The config of a run, and of what was exported of one its origins too; nothing of a model."""
-    if flags.exported:
-        return read_record(flags.exported)
-    return Record({} if flags.workdir is None else to_plain(read_config(flags.workdir)), {})
 
 
 def _side(flags: argparse.Namespace, model: ModelBundle) -> int:
@@ -198,9 +178,3 @@ def _name(flags: argparse.Namespace, model: ModelBundle) -> str:
         return f"{model.source} {model.content_hash}"
     steps = [int(path.name) for path in (flags.workdir / "checkpoints").iterdir() if path.name.isdigit()]
     return f"{flags.workdir} step {max(steps, default=0)} {model.content_hash}"
-
-
-def _image(item: Item) -> Path:
-    if item.image is None:
-        raise ValueError(f"sample {item.id} has no image")
-    return item.image

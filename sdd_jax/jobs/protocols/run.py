@@ -47,6 +47,7 @@ from sdd_jax.evals.protocols.portraits import write_benchmark
 from sdd_jax.evals.protocols.split import is_first, own, wait_for_all
 from sdd_jax.evals.streaming import ShardedApply
 from sdd_jax.images import write_png
+from sdd_jax.jobs.protocols.conditions import restoration_folders
 from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import Maker, make_maker
 from sdd_jax.jobs.protocols.world import World, load_world
@@ -74,10 +75,12 @@ def _run(flags: argparse.Namespace) -> str:
     world = load_world(flags.world, flags.batch) if flags.world else None
     measures = _measures(flags, world)
     network = inception_network(flags.inception, batch=flags.batch) if flags.inception else None
+    settings: dict[str, Any] = {}
     if flags.results:
         pictures = _found(items, flags.results)
     else:
-        pictures = _made(items, flags, make_maker(flags))
+        maker = make_maker(flags)
+        pictures, settings = _made(items, flags, maker), maker.settings
     scores = _scores(items, pictures, measures, flags)
     summary = _summary(scores)
     if reference and len(items) > 1:
@@ -87,7 +90,9 @@ def _run(flags: argparse.Namespace) -> str:
             summary["fid"] = frechet_distance(statistics(files, network), truth)
         if world is not None and Path(reference).is_dir():
             summary["world_frechet"] = 100 * fid(files, reference, world.network, world.prepare)
-    return _report(flags, summary, len(items)) if is_first() else ""
+    elif reference and (network is not None or world is not None):
+        _log.info("one sample has no distribution: its Frechet distance is left out, ask for two or more")
+    return _report(flags, summary, settings, len(items)) if is_first() else ""
 
 
 def _statistics(reference: str, network: ShardedApply, out: Path) -> FeatureStats:
@@ -102,21 +107,22 @@ def _statistics(reference: str, network: ShardedApply, out: Path) -> FeatureStat
 
 def _benchmark(flags: argparse.Namespace) -> tuple[list[Item], str]:
     """The samples, and what their distribution is compared with ("" for nothing)."""
-    csv, data, reference = flags.csv, flags.data, flags.reference
+    csv, data, reference, home = flags.csv, flags.data, flags.reference, flags.out / "benchmark"
+    restored = restoration_folders(flags, home) if flags.protocol == "restoration" else None
     if flags.benchmark:
-        home = write_benchmark(flags.out / "benchmark", flags.samples or 64)
+        write_benchmark(home, flags.samples or 64)
         csv, data = str(home / f"{flags.protocol}.csv"), str(home / "images")
         reference = reference or str(home / "images")
-        if flags.protocol == "restoration":
-            data = str(home / "degraded")
+    if restored is not None:
+        data, reference = restored.data, restored.reference
     needed = {"generation": {"--csv": csv or data}, "restoration": {"--data": data, "--reference": reference}}
     for flag, value in needed.get(flags.protocol, {"--data": data}).items():
         if not value:
             raise ValueError(f"--protocol={flags.protocol} needs {flag}, or --benchmark=portraits")
     if flags.protocol == "generation":
         items = read_generation(csv) if csv else read_coco(data)
-    elif flags.protocol == "restoration":
-        items = read_pairs(data, reference)
+    elif restored is not None:
+        items = read_pairs(*restored)
     elif flags.protocol == "inversion":
         if not csv:
             raise ValueError("--protocol=inversion needs --csv, of file_name and caption")
@@ -234,9 +240,10 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(column)) for name, column in columns.items() if column}
 
 
-def _report(flags: argparse.Namespace, summary: dict[str, float], count: int) -> str:
+def _report(flags: argparse.Namespace, summary: dict[str, float], settings: dict[str, Any], count: int) -> str:
     who = str(flags.exported or flags.model or flags.workdir or flags.results)
-    report = {"protocol": flags.protocol, "of": who, "method": flags.method, "samples": count, "metrics": summary}
+    report = {"protocol": flags.protocol, "of": who, "method": flags.method, "samples": count}
+    report |= {"settings": settings, "metrics": summary}
     flags.out.mkdir(parents=True, exist_ok=True)
     (flags.out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     names = [f"{name}-{count}" if name in ("fid", "world_frechet") else name for name in summary]
