@@ -86,8 +86,8 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def _metrics(metrics: Mapping[str, Any] | None, measured_by: str) -> str:
     """A report's single facts in one line, its rows as a table, and a table of each other group that it has."""
-    empty, places = (None, {}, ""), ("workdir", "of")
-    known = {key: value for key, value in (metrics or {}).items() if value not in empty and key not in places}
+    places = ("workdir", "of")
+    known = {key: value for key, value in (metrics or {}).items() if value not in (None, {}, "") and key not in places}
     if not known:
         return f"Not measured: `{measured_by}`, then export again."
     groups = {key: value for key, value in known.items() if isinstance(value, Mapping)}

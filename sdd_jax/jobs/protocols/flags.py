@@ -6,6 +6,7 @@
     --protocol=editing     --model=DIR --method=p2p --csv=editing_coco.csv --data=IMAGES --clip=DIR --dinov2=DIR
     --protocol=editing     --model=DIR --method=p2p --data=PIE_BENCH --blend --clip=DIR
     --protocol=restoration --workdir=RUN --data=DEGRADED --reference=ORIGINALS --inception=W.pth
+    --protocol=restoration --workdir=DEPTH_RUN --data=IMAGES --condition=DEPTHS --inception=W.pth
 
 `--exported=DIR` beside `--model=TEACHER` takes what `python -m sdd_jax.export` wrote of a run of CCD or its baselines,
 of iCD, or of a mapper of a generator's codes. `--results=DIR` in place of a model measures pictures that something else

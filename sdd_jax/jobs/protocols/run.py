@@ -173,7 +173,7 @@ def _found(items: Sequence[Item], folder: Path) -> dict[str, Path]:
 
 def _made(items: Sequence[Item], flags: argparse.Namespace, maker: Maker) -> dict[str, Path]:
     """Makes the pictures that are not made yet, in the same batches whatever is missing; returns all by sample."""
-    asked = {name: getattr(flags, name) for name in ("protocol", "method", "option", "blend", "seed")}
+    asked = {name: getattr(flags, name) for name in ("protocol", "method", "option", "blend", "seed", "dtype")}
     asked |= {"items": _contents(items), "model": maker.name, "settings": maker.settings}
     log = SampleLog(flags.out / "made.jsonl", asked, jax.process_index())
     paths = {item.id: flags.out / "images" / f"{item.id}.png" for item in items}
