@@ -198,10 +198,10 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, monkeyp
             "--lpips=alex,none.pth,none.pth")  # fmt: skip
     for flag, whose in (("--steps=4", "generation"), ("--guidance=0", "generation"), ("--solver=ddim", "generation")):
         refused(capsys, f"{flag[: flag.index('=')]} is of {whose}", *editing, "--method=p2p", flag)
-    for flag in ("--method=p2p", "--blend", "--condition=x"):
+    for flag in ("--method=p2p", "--blend", "--condition=x", "--lpips=alex,a,b", "--dinov2=x"):
         refused(capsys, f"{flag.split('=')[0]} is of", *generation, flag)
     elsewhere = ["--protocol=restoration", "--results=x", base[1]]
-    for flag in ("--option=x=1", "--steps=4", "--solver=ddim", "--condition=x", "--revision=x"):
+    for flag in ("--option=x=1", "--steps=4", "--solver=ddim", "--condition=x", "--revision=x", "--clip=x"):
         refused(capsys, f"{flag.split('=')[0]} is of", *elsewhere, flag)
     refused(capsys, "--dtype is of --model: a run keeps its config.dtype", *elsewhere[:1], "--workdir=x", base[1],
             "--dtype=float32")  # fmt: skip

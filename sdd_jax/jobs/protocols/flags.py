@@ -96,7 +96,8 @@ def _check(flags: argparse.Namespace) -> None:
 def _check_read(flags: argparse.Namespace) -> None:
     """Raises ValueError for a flag that is given though nothing would read it."""
     makes, edits = not flags.results, flags.protocol in ("inversion", "editing")
-    samples = makes and not edits
+    samples, prompted = makes and not edits, flags.protocol != "restoration"
+    compared, pairs = flags.protocol != "generation", "of protocols with a picture to compare with, not of generation"
     steps = "of generation and restoration by a model: editing methods take --option KEY=VALUE"
     for flag, is_given, is_read, whose in (
         ("--dtype", flags.dtype, flags.model, "of --model: a run keeps its config.dtype"),
@@ -108,6 +109,10 @@ def _check_read(flags: argparse.Namespace) -> None:
         ("--guidance", flags.guidance is not None, samples, steps),
         ("--solver", flags.solver, samples, "of generation and restoration by a run"),
         ("--condition", flags.condition, makes and flags.protocol == "restoration", "of restoration by a run"),
+        ("--clip", flags.clip, prompted, "of protocols with prompts to follow, not of restoration"),
+        ("--image-reward", flags.image_reward, prompted, "of protocols with prompts to follow, not of restoration"),
+        ("--lpips", flags.lpips, compared, pairs),
+        ("--dinov2", flags.dinov2, compared, pairs),
     ):
         if is_given and not is_read:
             raise ValueError(f"{flag} is {whose}; leave it out")

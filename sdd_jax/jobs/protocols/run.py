@@ -138,18 +138,18 @@ def _benchmark(flags: argparse.Namespace) -> tuple[list[Item], str]:
 
 def _measures(flags: argparse.Namespace, world: World | None) -> list[Measure]:
     measures: list[Measure] = [] if flags.protocol == "generation" else [fidelity]
-    if flags.lpips and flags.protocol != "generation":
+    if flags.lpips:
         measures.append(lpips_measure(*flags.lpips.split(","), batch=flags.batch))
-    if flags.dinov2 and flags.protocol != "generation":
+    if flags.dinov2:
         measures.append(dinov2_measure(flags.dinov2, batch=flags.batch))
-    if flags.clip and flags.protocol != "restoration":
+    if flags.clip:
         from sdd_jax.evals.clip_score import CLIPScorer
 
         scorer = CLIPScorer.load(flags.clip, batch=flags.batch)
         measures.append(text_image_measure(Embedder(scorer.embed_images, scorer.embed_texts)))
     if world is not None and flags.protocol != "restoration":
         measures.append(text_image_measure(world.embedder, "world_clip"))
-    if flags.image_reward and flags.protocol != "restoration":
+    if flags.image_reward:
         measures.append(image_reward_measure(flags.image_reward, flags.vocabulary, batch=flags.batch))
     if not measures and not flags.inception:
         raise ValueError("nothing to measure with: give --clip, --image-reward, --inception or --world=portraits")
