@@ -37,18 +37,17 @@ def directory(text: str) -> Path:
     return path
 
 
-def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Runs `command` on `argv`, by default the process's own arguments, and returns the exit status: 0, or 2."""
+def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs `command` on `argv`, by default the process's own arguments; returns the exit status: its own or 0, or 2."""
     log_to_stdout()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        command([argument for argument in arguments if argument != "--debug"])
+        return command([argument for argument in arguments if argument != "--debug"]) or 0
     except (ValueError, OSError) as error:
         if "--debug" in arguments or not is_ours(error):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    return 0
 
 
 def log_to_stdout(level: int = logging.INFO) -> None:

@@ -15,6 +15,7 @@ import toy_job
 from ml_collections import ConfigDict
 
 from sdd_jax import train
+from sdd_jax.main import STOPPED
 from sdd_jax.runs import read_config
 
 STEPS = 8
@@ -137,7 +138,7 @@ def test_a_stop_asked_of_one_process_saves_both_and_one_process_goes_on(config, 
     train.run(toy_job.build(toy_job.make_config(steps=3)), start)
     both = Processes(config, workdir, tmp_path / "logs", 2, 2, f"--config.start={start}")
     wait_until(lambda: len(records(workdir)) >= 3)
-    assert both.stop(1) == [0, 0], both.text(0) + both.text(1)
+    assert both.stop(1) == [STOPPED] * 2, both.text(0) + both.text(1)
 
     stopped = int(saved(workdir).parent.name)
     assert f"stopping as asked: saved step {stopped} of" in both.text(0) and len(records(workdir)) == stopped

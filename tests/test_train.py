@@ -17,7 +17,7 @@ import toy_job
 
 from sdd_jax import jobs
 from sdd_jax.config import split_overrides
-from sdd_jax.main import main
+from sdd_jax.main import STOPPED, main
 from sdd_jax.train import run
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training.state import TrainState
@@ -98,7 +98,7 @@ def test_killed_and_restarted_ends_bitwise_like_the_uninterrupted_run(tmp_path, 
 
     workdir = tmp_path / "broken"
     resumed = []
-    for after_step, number, expected in ((0, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGTERM, 0)):
+    for after_step, number, expected in ((0, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGTERM, STOPPED)):
         status, output = interrupt(arguments(config_file, workdir), workdir, after_step, number)
         assert status == expected, output
         assert "finished" not in output
