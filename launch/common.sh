@@ -6,6 +6,9 @@ PYTHON="${PYTHON:-python3}"
 # which command of sdd_jax runs: main, precompute or evaluate
 PROGRAM="${PROGRAM:-main}"
 DRY_RUN="${DRY_RUN:-}"
+# how main ends when it was asked to stop and has saved, not finished
+# shellcheck disable=SC2034
+STOPPED=75
 
 # show COMMAND...: prints the command, quoted as a shell would read it.
 show() {

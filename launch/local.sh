@@ -5,11 +5,12 @@
 #
 # --processes=N   processes (default 2)
 # --devices=D     virtual CPU devices in each (default 1); 0: the machine's GPUs, dealt out evenly
-# --dry-run       print the commands, run nothing
+# --dry-run       print the commands, run nothing; of GPUs that are not here, one each
 #
 # What follows -- goes to python -m sdd_jax.main, or to the command that $PROGRAM names (precompute, evaluate).
 # Process 0 writes to this terminal, process i to LOGS/process_i.log (LOGS: $LOGS, else a new directory under
-# ${TMPDIR:-/tmp}). The first process that fails ends the others.
+# ${TMPDIR:-/tmp}). The first process that fails ends the others; SIGTERM or Ctrl-C has all of them save and waits for
+# them, a second one does not wait.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -33,7 +34,8 @@ done
 [[ "$devices" =~ ^[0-9]+$ ]] || fail "--devices=$devices: give a number, 0 for GPUs"
 
 if [ "$devices" -eq 0 ]; then
-  gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l)"
+  gpus="$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)"
+  if [ -n "$DRY_RUN" ] && [ "$gpus" -lt "$processes" ]; then gpus=$processes; fi
   [ "$gpus" -ge "$processes" ] || fail "--devices=0: $processes processes need as many GPUs; nvidia-smi lists $gpus"
   share=$((gpus / processes))
 fi
@@ -42,11 +44,21 @@ logs="${LOGS:-${TMPDIR:-/tmp}/sdd_jax.$port}"
 [ -n "$DRY_RUN" ] || mkdir -p "$logs"
 
 pids=()
-# shellcheck disable=SC2317,SC2329  # called by the trap
+status=0
+# end_all: asks every process to stop and, when they are gone, leaves with the first status that is not 0.
 end_all() {
-  [ ${#pids[@]} -eq 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true
+  local pid code
+  trap - TERM INT HUP
+  [ ${#pids[@]} -gt 0 ] || exit "$STOPPED"
+  kill -TERM "${pids[@]}" 2>/dev/null || true
+  for pid in "${pids[@]}"; do
+    code=0
+    wait "$pid" || code=$?
+    [ "$status" -ne 0 ] || status=$code
+  done
+  exit "$status"
 }
-trap end_all EXIT TERM INT
+trap end_all TERM INT HUP
 
 cd "$ROOT"
 for ((i = 0; i < processes; i++)); do
@@ -69,12 +81,13 @@ for ((i = 0; i < processes; i++)); do
 done
 [ -z "$DRY_RUN" ] || exit 0
 
-status=0
 for ((i = 0; i < processes; i++)); do
-  wait -n || status=$?
-  if [ "$status" -ne 0 ]; then
-    printf 'error: a process ended with status %d; the logs of the others are in %s\n' "$status" "$logs" >&2
-    break
+  code=0
+  wait -n || code=$?
+  [ "$code" -eq 0 ] || status=$code
+  if [ "$code" -ne 0 ] && [ "$code" -ne "$STOPPED" ]; then
+    printf 'error: a process ended with status %d; the logs of the others are in %s\n' "$code" "$logs" >&2
+    end_all
   fi
 done
 exit "$status"

@@ -30,7 +30,10 @@ if [ "${1:-}" = --help ]; then usage; exit 0; fi
 if [ "${1:-}" = --dry-run ]; then DRY_RUN=1; shift; fi
 [ $# -gt 0 ] || fail "no job: give --config and --workdir"
 
-command=(srun --kill-on-bad-exit=1 "$PYTHON" -m "sdd_jax.$PROGRAM" --distributed "$@")
+# since Slurm 22.05 srun does not take over the --cpus-per-task of sbatch
+cpus=()
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || cpus=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
+command=(srun --kill-on-bad-exit=1 "${cpus[@]}" "$PYTHON" -m "sdd_jax.$PROGRAM" --distributed "$@")
 if [ -n "$DRY_RUN" ]; then
   run "${command[@]}"
   exit 0

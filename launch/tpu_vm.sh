@@ -4,7 +4,7 @@
 #   launch/tpu_vm.sh create  --name=N --zone=Z --type=v5litepod-16 [--spot] [--project=P]
 #   launch/tpu_vm.sh install --name=N --zone=Z [--nfs=HOST:/share]
 #   launch/tpu_vm.sh run     --name=N --zone=Z -- --config=configs/ccd_sr.py:sd15 --workdir=/mnt/sdd_jax/run
-#   launch/tpu_vm.sh resume  (the options of all three) -- (the job)   create, install, run; again after a preemption
+#   launch/tpu_vm.sh resume  (the options of all three) -- (the job)   create, install, run until the job is finished
 #   launch/tpu_vm.sh delete  --name=N --zone=Z
 #
 # --type=T       accelerator type: v5litepod-4 is one host, v5litepod-16, v5p-32 and v6e-16 are slices
@@ -14,7 +14,8 @@
 # --dry-run      print the commands, run nothing
 #
 # install sends the committed files of this repository (git archive HEAD). A run stops with its ssh session: start it
-# inside tmux. Stopping and running again resumes from the workdir.
+# inside tmux. Stopping and running again resumes from the workdir. resume makes a machine that is gone again, for as long
+# as the zone has none to give; what goes wrong otherwise it tries five times, a minute apart.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -95,31 +96,60 @@ delete() {
   tpu delete "$name" --quiet
 }
 
+# state: the machine's, MISSING where there is none; status 1 and gcloud's message where it tells neither.
 state() {
-  gcloud compute tpus tpu-vm describe "$name" "--zone=$zone" "${project[@]}" '--format=value(state)' 2>/dev/null ||
+  local said
+  if said="$(gcloud compute tpus tpu-vm describe "$name" "--zone=$zone" "${project[@]}" '--format=value(state)' 2>&1)" &&
+    grep -m 1 -xE '[A-Z_]+' <<<"$said"; then
+    return 0
+  elif grep -qE 'NOT_FOUND|was not found' <<<"$said"; then
     echo MISSING
+  else
+    printf '%s\n' "$said" >&2
+    return 1
+  fi
 }
 
-make() {
-  create && install
+# again WHAT: waits a minute before the next attempt; ends with WHAT at the fifth in a row.
+again() {
+  failures=$((failures + 1))
+  [ "$failures" -lt 5 ] || fail "$1: its error is above"
+  sleep 60
 }
 
 resume() {
   if [ -n "$DRY_RUN" ]; then
-    make
+    create
+    install
     run_job
     return
   fi
+  local found said code installed='' failures=0
   while true; do
-    case "$(state)" in
+    found="$(state)" || { again "gcloud does not tell the state of $name"; continue; }
+    case "$found" in
       READY)
-        if run_job; then return; fi
+        [ -n "$installed" ] || install || { again "the installation fails on $name"; continue; }
+        installed=1 failures=0 code=0
+        run_job || code=$?
+        [ "$code" -ne 0 ] || return 0
         sleep 30
-        if [ "$(state)" = READY ]; then fail "the job failed on a healthy $name: its error is above"; fi
+        if [ "$code" -ne "$STOPPED" ] && [ "$(state)" = READY ]; then
+          fail "the job failed on a healthy $name: its error is above"
+        fi
         ;;
-      MISSING) make || sleep 60 ;;
+      MISSING)
+        installed=''
+        if said="$(create 2>&1 | tee >(cat >&2))"; then
+          failures=0
+        elif grep -qiE 'capacity|enough resources' <<<"$said"; then
+          sleep 60
+        else
+          again "$name cannot be created"
+        fi
+        ;;
       CREATING | STARTING | RESTARTING | REPAIRING | DELETING) sleep 30 ;;
-      *) delete ;;
+      *) delete || again "$name cannot be deleted" ;;
     esac
   done
 }

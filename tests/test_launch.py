@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from sdd_jax.main import STOPPED
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -15,19 +18,25 @@ JOB = ["--config=configs/ccd_sr.py:sd15", "--workdir=/mnt/run", "--config.data.p
 TPU = ["--name=pod", "--zone=europe-west4-b"]
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 _GCLOUD = """#!/usr/bin/env bash
-# One machine: what state it is in, and what was asked of it. The first job is preempted, or fails where BROKEN is set.
+# One machine: what state it is in, and what was asked of it. What FAILS names fails with SAYS, of "ssh" and "first" the
+# first attempt. The first job ends with ENDS, its machine then being in the state AFTER.
 cd "$CLOUD"
-case "$4 $*" in
-  describe*) cat state; exit ;;
+verb=$4
+case "$*" in *sdd_jax.main*) verb=run ;; esac
+[ "$verb" = describe ] || echo "$verb" >> asked
+count="$(grep -c "$verb" asked)"
+case "$verb $count ${FAILS:-}" in
+  "describe "*" describe" | "create "*" create" | "ssh 1 ssh" | "create "[1-7]" capacity")
+    echo "WARNING: look" >&2
+    echo "${SAYS:-}" >&2
+    exit 1 ;;
+  describe*)
+    [ -f state ] || { echo "ERROR: (gcloud) NOT_FOUND: Resource 'nodes/pod' was not found. Whose?" >&2; exit 1; }
+    cat state ;;
   create*) echo READY > state ;;
   delete*) rm state ;;
-  *sdd_jax.main*)
-    echo run >> asked
-    [ -z "${BROKEN:-}" ] || exit 1
-    [ "$(grep -c run asked)" -gt 1 ] || { echo PREEMPTED > state; exit 255; }
-    exit ;;
+  "run 1 "*) echo "${AFTER:-READY}" > state; exit "$ENDS" ;;
 esac
-echo "$4" >> asked
 """
 
 
@@ -38,9 +47,9 @@ def launch(script, *arguments, timeout=60, **settings):
     )
 
 
-def dry(script, *arguments):
+def dry(script, *arguments, **settings):
     """The commands that a dry run shows."""
-    done = launch(script, *arguments)
+    done = launch(script, *arguments, **settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "nothing is run"
     return [line.removeprefix("+ ") for line in done.stderr.splitlines()]
@@ -74,6 +83,7 @@ def cloud(tmp_path):
     """What a launch needs to find a cloud that has no machine yet; `asked` is there afterwards."""
     tools = tmp_path / "bin"
     tools.mkdir()
+    (tmp_path / "asked").touch()
     for name, text in (("gcloud", _GCLOUD), ("git", "#!/bin/sh\n"), ("sleep", "#!/bin/sh\n")):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
@@ -83,22 +93,47 @@ def cloud(tmp_path):
 RESUME = ["resume", *TPU, "--type=v5litepod-16", "--spot", "--", *JOB]
 
 
-def test_a_preempted_machine_is_made_again_and_the_job_resumed(cloud, tmp_path):
-    done = launch("tpu_vm.sh", *RESUME, **cloud)
+MADE = ["create", "scp", "ssh", "run"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"ENDS": "255", "AFTER": "PREEMPTED"}, [*MADE, "delete", *MADE]),
+        ({"ENDS": str(STOPPED), "AFTER": "PREEMPTED"}, [*MADE, "delete", *MADE]),
+        ({"ENDS": str(STOPPED), "AFTER": "READY"}, [*MADE, "run"]),
+        ({"ENDS": "0", "AFTER": "PREEMPTED"}, MADE),
+        ({"ENDS": "0", "FAILS": "ssh"}, [*MADE[:3], *MADE[1:]]),
+        ({"ENDS": "0", "FAILS": "capacity", "SAYS": "There is no more capacity in the zone"}, ["create"] * 7 + MADE),
+    ],
+    ids=["gone", "saved and gone", "saved and there", "finished", "installed again", "waited for"],
+)
+def test_a_machine_is_made_and_the_job_run_until_it_is_finished(cloud, tmp_path, settings, asked):
+    done = launch("tpu_vm.sh", *RESUME, **cloud, **settings)
     assert done.returncode == 0, done.stderr
-    made = ["create", "scp", "ssh", "run"]
-    assert (tmp_path / "asked").read_text().split() == [*made, "delete", *made]
+    assert (tmp_path / "asked").read_text().split() == asked
 
 
-def test_a_job_that_fails_on_a_healthy_machine_is_not_repeated(cloud, tmp_path):
-    done = launch("tpu_vm.sh", *RESUME, **cloud, BROKEN="1")
-    assert done.returncode == 2 and "error: the job failed on a healthy pod" in done.stderr
-    assert (tmp_path / "asked").read_text().split() == ["create", "scp", "ssh", "run"]
+@pytest.mark.parametrize(
+    ("settings", "told", "asked"),
+    [
+        ({"ENDS": "1"}, "the job failed on a healthy pod", MADE),
+        ({"FAILS": "describe", "SAYS": "PERMISSION_DENIED"}, "gcloud does not tell the state of pod", []),
+        ({"FAILS": "create", "SAYS": "Quota limit exceeded"}, "pod cannot be created", ["create"] * 5),
+    ],
+)
+def test_what_stays_wrong_is_not_repeated_for_ever(cloud, tmp_path, settings, told, asked):
+    done = launch("tpu_vm.sh", *RESUME, **cloud, **settings)
+    assert done.returncode == 2 and done.stderr.endswith(f"error: {told}: its error is above\n")
+    assert settings.get("SAYS", "") in done.stderr
+    assert (tmp_path / "asked").read_text().split() == asked
 
 
 def test_slurm_and_one_node():
     (line,) = dry("slurm.sh", "--dry-run", *JOB)
     assert line.startswith("srun ") and line.endswith(r"--distributed " + " ".join(JOB).replace("a b", r"a\ b"))
+    (line,) = dry("slurm.sh", "--dry-run", *JOB, SLURM_CPUS_PER_TASK="8")
+    assert "--cpus-per-task=8 " in line
     (line,) = dry("multi_gpu.sh", "--dry-run", "--gpus=0,1", "--", *JOB)
     assert r"CUDA_VISIBLE_DEVICES=0\,1" in line and "--distributed" not in line
     assert "--signal=B:TERM@120" in (LAUNCH / "slurm.sh").read_text()
@@ -110,8 +145,36 @@ def test_local_processes_share_a_coordinator():
     assert len({next(word for word in line.split() if "COORDINATOR" in word) for line in lines}) == 1
     assert all("JAX_NUM_PROCESSES=3 " in line and "JAX_NUM_CPU_DEVICES=2 " in line for line in lines)
     assert all(" -m sdd_jax.main --distributed " in line for line in lines)
+    lines = dry("local.sh", "--dry-run", "--processes=99", "--devices=0", "--", *JOB)
+    assert len({next(word for word in line.split() if "CUDA_VISIBLE" in word) for line in lines}) == 99
     done = launch("local.sh", "--dry-run", "--", "--protocol=editing", PROGRAM="evaluate")
     assert done.stderr.count(" -m sdd_jax.evaluate --distributed --protocol=editing\n") == 2
+
+
+_SAVES = """#!/usr/bin/env bash
+# In python's place: gives a port, or runs until it is asked to stop and then takes a moment to save.
+if [ "$1" = -c ]; then echo 1; exit; fi
+trap 'sleep .3; echo saved >> "$LOGS/saved"; exit 75' TERM
+echo running >> "$LOGS/running"
+while true; do sleep .05; done
+"""
+
+
+def test_a_local_launch_that_is_stopped_waits_for_its_processes(tmp_path):
+    python, running = tmp_path / "python", tmp_path / "running"
+    python.write_text(_SAVES)
+    python.chmod(0o755)
+    settings = {"PATH": os.environ["PATH"], "PYTHON": str(python), "LOGS": str(tmp_path)}
+    with subprocess.Popen(
+        ["bash", LAUNCH / "local.sh", "--", "--config=c"], env=settings, stderr=subprocess.PIPE
+    ) as job:
+        deadline = time.monotonic() + 30
+        while not (running.exists() and running.read_text().count("\n") == 2) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        job.terminate()
+        assert job.wait(30) == STOPPED
+        assert (tmp_path / "saved").read_text().split() == ["saved"] * 2
+        assert b"error" not in job.stderr.read()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +182,7 @@ def test_local_processes_share_a_coordinator():
     [
         ("local.sh", ["--processes=2"], "no job"),
         ("local.sh", ["--processes=0", "--", "--config=c"], "--processes=0"),
+        ("local.sh", ["--processes=9999", "--devices=0", "--", "--config=c"], "9999 processes need as many GPUs"),
         ("multi_gpu.sh", ["--config=c"], "unknown option --config=c"),
         ("slurm.sh", [], "no job"),
         ("slurm.sh", ["--config=c"], "sbatch"),
