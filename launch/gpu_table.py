@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Runs the speed table of docs/performance.md on one GPU, in under 20 minutes, and prints it as Markdown.
+"""Runs the speed table of docs/performance.md on one GPU, for 20 minutes at most, and prints it as Markdown.
 
     python launch/gpu_table.py --out=runs/gpu [--budget=1150] [--dry-run]
 
-SD 1.5 at 512 px, bfloat16, random weights, latents and text states precomputed: the plain step, CCD's and iCD's (5F),
-attention in cuDNN or XLA, remat none or dots, several batches, and PyTorch on the same work. One process a run, the
-important ones first; what does not fit into the budget or into memory says so in its row. A second call runs only what
-has no figures yet.
+SD 1.5 at 512 px, bfloat16, random weights, latents and text states precomputed: the plain step (3F), CCD's in full
+training without an adapter (4F: the row of the target) and with a ControlNet, iCD's (5F), attention in cuDNN or XLA,
+remat none or dots, several batches, and PyTorch on the same work. Below it the ceilings of the same runs: a matrix
+product and a copy. One process a run, the first eight with every kind of step and every choice once; what does not fit
+into the budget or into memory says so in its row. A second call runs only what has no figures yet.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any, NamedTuple
 
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 CONFIGS = {
-    "ccd": "configs/ccd_sr.py:sd15",
+    "ccd": "configs/ccd_t2i.py:sd15",
+    "ccd+controlnet": "configs/ccd_sr.py:sd15",
     "icd": "configs/icd.py:stage2,sd15,reverse,full",
 }
 
@@ -49,29 +51,35 @@ class Run(NamedTuple):
         if self.step == "plain":
             plain = [f"--plain={MODEL}", "--dtype=bfloat16", f"--batch-size={self.batch}", f"--remat={self.remat}"]
             return [*plain, *shared]
-        model = {"icd": {"teacher.model": f"random:{MODEL}+w"}}.get(self.step, {"model": f"random:{MODEL}"})
-        config: dict[str, object] = {**model, "batch_size": self.batch, "remat": self.remat, "accumulate": 1}
+        of_step: dict[str, dict[str, object]] = {
+            "ccd": {"model": f"random:{MODEL}", "objective.guidance": ()},
+            "icd": {"teacher.model": f"random:{MODEL}+w"},
+        }
+        own = of_step.get(self.step, {"model": f"random:{MODEL}"})
+        config: dict[str, object] = {**own, "batch_size": self.batch, "remat": self.remat, "accumulate": 1}
         config |= {"mesh.data": -1, "mesh.fsdp": 1}
         overrides = [f"--config.{key}={value}" for key, value in config.items()]
         return [f"--config={CONFIGS[self.step]}", *overrides, "--precomputed", *shared]
 
 
 RUNS = (
-    Run("plain", 32, torch=True),
     Run("ccd", 32, torch=True),
+    Run("plain", 32, torch=True),
     Run("icd", 16, torch=True),
+    Run("ccd", 32, attention="xla"),
+    Run("ccd", 32, remat="dots"),
+    Run("ccd", 64),
+    Run("plain", 64),
+    Run("ccd+controlnet", 32),
     Run("plain", 32, attention="xla"),
     Run("plain", 32, remat="dots"),
-    Run("plain", 64),
     Run("ccd", 64, remat="dots"),
-    Run("ccd", 64),
-    Run("plain", 128, remat="dots"),
-    Run("icd", 32, remat="dots"),
-    Run("ccd", 32, attention="xla"),
-    Run("plain", 32, attention="xla", remat="dots"),
-    Run("ccd", 32, remat="dots"),
     Run("icd", 16, attention="xla"),
+    Run("icd", 32, remat="dots"),
+    Run("plain", 128, remat="dots"),
     Run("ccd", 32, attention="xla", remat="dots"),
+    Run("plain", 32, attention="xla", remat="dots"),
+    Run("icd", 16, attention="xla", remat="dots"),
 )
 
 
@@ -124,7 +132,18 @@ def table(out: Path) -> str:
         path = out / f"{run.name}.json"
         cells += figures(json.loads(path.read_text())) if path.is_file() else [reason(out / f"{run.name}.log")]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *ceilings(out)])
+
+
+def ceilings(out: Path) -> list[str]:
+    """What the device itself reached in the runs, as lines below the table; none where nothing ran."""
+    paths = (out / f"{run.name}.json" for run in RUNS)
+    found = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    product = max((figures["matmul_flops_per_s"] for figures in found), default=None)
+    copy = max((figures["copy_bytes_per_s"] or 0.0 for figures in found), default=None)
+    if not product or not copy:
+        return []
+    return ["", f"Ceilings in the same runs: matrix product {product / 1e12:.0f} TFLOP/s, copy {copy / 1e12:.2f} TB/s."]
 
 
 def figures(found: dict[str, Any]) -> list[str]:

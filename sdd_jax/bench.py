@@ -10,7 +10,8 @@
 After a warm-up, `--repeats` runs of `--steps` steps; the fastest and the median run count. Useful operations are those
 of the live products and convolutions of the losses and their gradients without remat (`training.flops`): neither what
 remat computes again nor Muon's own products, which are in the time. MFU divides them by the time and by the devices'
-published peak, on a CPU by what a matrix product reaches in the same run. Data wait is the share of a run spent waiting
+published peak, on a CPU by what a matrix product reaches in the same run; on accelerators the product's and a copy's
+rates of that run stand beside it. Data wait is the share of a run spent waiting
 for the next batch (`sdd_jax.data.throughput` times data alone). `--forward`, `--plain` and `--edit` use random weights;
 `--config.model=random:HUB_ID` gives a config random weights of a published model's shape, and a config whose data has
 no path one repeated batch.
@@ -49,7 +50,7 @@ from sdd_jax.command import Parser, run_command
 from sdd_jax.config import defaults_of, load_config, split_overrides
 from sdd_jax.data.sources import IMAGE_OPTIONS
 from sdd_jax.models.attention import use_attention
-from sdd_jax.train import EngineConfig
+from sdd_jax.train import EngineConfig, use_compile_cache
 
 WARMUP = 2
 
@@ -81,6 +82,7 @@ def _bench(arguments: Sequence[str]) -> None:
     which.add_argument("--config", help="step of a config file with :variants; --config.key=value overrides")
     parser.add_argument("--batch-size", type=int, default=16, help="of --forward, --plain and --edit")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the same")
+    parser.add_argument("--compile-cache", default=defaults_of(EngineConfig)["compile_cache"], help="of the same")
     parser.add_argument("--remat", default="none", help="of --plain: none, dots or block")
     parser.add_argument("--precomputed", action="store_true", help="of --config: one batch of moments and text states")
     parser.add_argument("--attention", default="auto", choices=("auto", "xla"), help="xla: no fused kernels")
@@ -118,6 +120,8 @@ def _check(flags: argparse.Namespace) -> None:
 
 def _work(flags: argparse.Namespace, overrides: Sequence[str], stack: contextlib.ExitStack) -> Work:
     against = flags.against is not None
+    if flags.config is None:
+        use_compile_cache(flags.compile_cache)
     if flags.forward is not None:
         return forward_work(flags.forward, flags.batch_size, flags.dtype)
     if flags.edit is not None:
@@ -176,7 +180,7 @@ def measure(
     first = np.asarray(work.step(work.batch()))
     timing = time_runs(work.step, work.batch, steps, repeats)
     memory = peak_memory(alone=theirs is None)
-    product, chip = matmul_rate(), chip_of(kind)
+    product, copied, chip = matmul_rate(), copy_rate(), chip_of(kind)
     peak, rate = chip.flops if chip else product, work.flops / timing.fastest
     figures = {
         "work": work.name,
@@ -187,6 +191,7 @@ def measure(
         "flops_per_sample": work.flops / work.batch_size,
         "flops_per_s": rate,
         "matmul_flops_per_s": product,
+        "copy_bytes_per_s": copied,
         "peak_flops_per_s": peak,
         "mfu": rate / (peak * devices),
         "peak_bytes": memory,
@@ -219,6 +224,19 @@ def matmul_rate() -> float:
     return 2 * size**3 / timing.fastest
 
 
+def copy_rate(size: int = 2**28) -> float | None:
+    """Bytes a second that a device reads and writes, copying `size` bfloat16 numbers; None on a CPU.
+
+    Signs are changed, so that the compiler leaves a copy to make.
+    """
+    if jax.default_backend() == "cpu":
+        return None
+    row = jnp.ones(size, jnp.bfloat16)
+    negate = jax.jit(jnp.negative)
+    timing = time_runs(lambda _: negate(row), lambda: None, 5, 3)
+    return 2 * row.nbytes / timing.fastest
+
+
 def peak_memory(*, alone: bool) -> int | None:
     """The most bytes in use so far: of the first device, or of this process where the backend does not count.
 
@@ -241,6 +259,8 @@ def table(figures: Mapping[str, Any]) -> str:
         ("matrix product's, per device", f"{figures['matmul_flops_per_s'] / 1e12:.4g} TFLOP/s"),
         ("MFU", f"{figures['mfu']:.1%} of {figures['peak_flops_per_s'] / 1e12:.4g} TFLOP/s"),
     ]
+    if figures["copy_bytes_per_s"] is not None:
+        rows.append(("copy's, read and written, per device", f"{figures['copy_bytes_per_s'] / 1e12:.4g} TB/s"))
     if figures["peak_bytes"] is not None:
         rows.append(("peak memory", f"{figures['peak_bytes'] / 2**20:.0f} MiB"))
     rows.append(("data wait", f"{figures['data_wait']:.2%}"))

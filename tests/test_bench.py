@@ -34,7 +34,7 @@ def run(tmp_path, capsys, array_cache):
 
     def call(*arguments):
         out = tmp_path / "figures.json"
-        status = bench.main([*arguments, "--steps=1", "--repeats=1", f"--out={out}"])
+        status = bench.main([*arguments, "--steps=1", "--repeats=1", "--compile-cache=", f"--out={out}"])
         printed = capsys.readouterr()
         return status, json.loads(out.read_text()) if out.exists() else None, printed.out, printed.err
 
@@ -193,6 +193,25 @@ def script():
     return script
 
 
+def test_the_target_row_of_the_gpu_table_costs_4f_and_is_pytorchs(script, run, tiny_world, monkeypatch):
+    """CCD without an adapter, at tiny size."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(script, "MODEL", str(tiny_world))
+    tiny_sizes = ["--config.data.size=64", "--config.dtype=float32", "--config.compile_cache="]
+    status, figures, _, error = run(*script.Run("ccd", 2).arguments, *tiny_sizes, "--against=torch")
+    assert status == 0, error
+    assert figures["torch"]["difference"] < 1e-4 and "adapter none" in figures["work"]
+    forward = unet_flops(read_configs(str(tiny_world))["unet"], 16, 16, 40).total
+    assert figures["flops_per_sample"] == pytest.approx(4 * forward, rel=0.05)
+
+
+def test_a_copys_rate_counts_what_is_read_and_written(monkeypatch):
+    assert bench.copy_rate() is None, "on a CPU"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(bench, "time_runs", lambda step, *_: bench.Timing(float(step(None).size), 0.0, 0.0, 0.0))
+    assert bench.copy_rate(64) == 2 * 2
+
+
 def test_the_gpu_tables_icd_row_at_tiny_size(script, run, tiny_world, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(script, "MODEL", str(tiny_world))
@@ -209,7 +228,12 @@ def test_the_gpu_table_prints_every_command_and_reads_what_ran(script, tmp_path,
     assert script.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(script.RUNS) == len({run.name for run in script.RUNS})
-    assert {run.step for run in script.RUNS} == {"plain", "ccd", "icd"}
+    for axis in ("step", "attention", "remat", "torch"):
+        values = [getattr(run, axis) for run in script.RUNS]
+        assert set(values[:8]) == set(values) and len(set(values)) > 1, "a budget that ends early cuts no axis off"
+    sizes = {(run.step, run.batch) for run in script.RUNS[:8]}
+    assert any((step, 2 * batch) in sizes for step, batch in sizes)
+    assert {run.step for run in script.RUNS} == {"plain", *script.CONFIGS}
     assert all((ROOT / config.split(":")[0]).is_file() for config in script.CONFIGS.values())
     first, second = script.RUNS[:2]
     figures = {
@@ -218,9 +242,12 @@ def test_the_gpu_table_prints_every_command_and_reads_what_ran(script, tmp_path,
         "flops_per_s": 3e14,
         "mfu": 0.3,
         "peak_bytes": 2**33,
+        "matmul_flops_per_s": 7.9e14,
+        "copy_bytes_per_s": 4.3e12,
     }
     (tmp_path / f"{first.name}.json").write_text(json.dumps({**figures, "torch": {"time_ratio": 0.5}}))
     (tmp_path / f"{second.name}.log").write_text("noise\nerror: the budget ended\n")
     rows = script.table(tmp_path).splitlines()[2:]
-    assert rows[0] == "| plain | 32 | cuDNN | none | 250 | 128.0 | 300 | 30.0% | 8.0 | - | 2.00 |"
+    assert rows[-1] == "Ceilings in the same runs: matrix product 790 TFLOP/s, copy 4.30 TB/s."
+    assert rows[0] == "| ccd | 32 | cuDNN | none | 250 | 128.0 | 300 | 30.0% | 8.0 | - | 2.00 |"
     assert "the budget ended" in rows[1] and rows[2].endswith("| not run |")

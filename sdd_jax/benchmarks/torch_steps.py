@@ -107,12 +107,14 @@ def plain_loss(online: Mapping[str, Network], fixed: Mapping[str, Network], d: T
 
 
 def ccd_loss(online: Mapping[str, Network], fixed: Mapping[str, Network], d: Tensors) -> torch.Tensor:
-    """CCD (eq. 11), ControlNet and an eps-predicting teacher, of draws x, eps, z_t, t, s, levels, context, hint."""
+    """CCD (eq. 11), an eps-predicting teacher, of draws x, eps, z_t, t, s, levels, context; hint for a ControlNet."""
 
     def predict(networks: Mapping[str, Network], z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         text = {"encoder_hidden_states": d["context"]}
-        down, mid = networks["controlnet"](z, t, controlnet_cond=d["hint"], return_dict=False, **text)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        residuals: dict[str, Any] = {}
+        if "controlnet" in networks:
+            down, mid = networks["controlnet"](z, t, controlnet_cond=d["hint"], return_dict=False, **text)
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         return networks["unet"](z, t, **text, **residuals).sample.float()
 
     eps_hat = predict(online, d["z_t"], d["t"])

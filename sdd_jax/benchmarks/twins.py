@@ -19,7 +19,7 @@ from sdd_jax.diffusion.distances import pseudo_huber
 from sdd_jax.diffusion.guidance import guidance_embedding
 from sdd_jax.diffusion.schedule import Level, Schedule, add_noise
 from sdd_jax.diffusion.timegrid import reverse_target
-from sdd_jax.models.adapters import ControlNetAdapter
+from sdd_jax.models.adapters import ControlNetAdapter, NoAdapter
 from sdd_jax.objectives.ccd import CCD
 from sdd_jax.objectives.diffusion import TARGETS, Diffusion
 from sdd_jax.objectives.icd import ICD
@@ -42,9 +42,9 @@ def check_torch() -> None:
 def check_twin(job: Job, batch: Mapping[str, Any]) -> None:
     """Raises ValueError for a job without a twin.
 
-    There is one for plain diffusion, for CCD as published (ControlNet, full training, squared distances) and for iCD's
-    reverse model alone in full training; all of eps-predicting teachers with one text encoder, with AdamW, without
-    accumulation; CCD with an average, whose predictions it learns from.
+    There is one for plain diffusion, for CCD as published (ControlNet or no adapter, full training, squared distances)
+    and for iCD's reverse model alone in full training; all of eps-predicting teachers with one text encoder, with
+    AdamW, without accumulation; CCD with an average, whose predictions it learns from.
     """
     engine, method = engine_config(job.config), job.objective
     known = isinstance(method, CCD) and _is_published(method) and engine.ema is not None
@@ -56,8 +56,8 @@ def check_twin(job: Job, batch: Mapping[str, Any]) -> None:
         remedy = "; set config.optimizer.name=adamw" if fits else ""
         raise ValueError(
             f"--against=torch: there is no PyTorch twin of {job.name}; there is one of plain diffusion, of full CCD "
-            "training with a ControlNet and an average as published, and of full training of iCD's reverse model, all "
-            f"with adamw and without accumulation{remedy}"
+            "training with a ControlNet or no adapter and an average as published, and of full training of iCD's "
+            f"reverse model, all with adamw and without accumulation{remedy}"
         )
 
 
@@ -74,8 +74,7 @@ def training_twin(job: Job, params: Params, batch: Batch, half: bool) -> MakeTwi
     trained = params["reverse"] if isinstance(method, ICD) else params["unet"]
     networks: dict[str, tuple[str, Mapping[str, Any], Params]] = {"unet": (*unet, trained)}
     frozen: dict[str, tuple[str, Mapping[str, Any], Params]] = {}
-    if isinstance(method, CCD):
-        assert isinstance(method.adapter, ControlNetAdapter)
+    if isinstance(method, CCD) and isinstance(method.adapter, ControlNetAdapter):
         networks["controlnet"] = ("ControlNetModel", method.adapter.config, params["adapter"]["controlnet"])
     if isinstance(method, ICD):
         frozen["teacher"] = (*unet, job.frozen["teacher"]["unet"])
@@ -105,7 +104,7 @@ def _is_published(method: CCD) -> bool:
     """Whether every choice of the method that the twin does not read is at its default."""
     free = ("model", "adapter", "grid_steps", "shared_time")
     fields = [field for field in dataclasses.fields(method) if field.name not in free]
-    if not isinstance(method.adapter, ControlNetAdapter) or method.model.prediction != "eps":
+    if not isinstance(method.adapter, ControlNetAdapter | NoAdapter) or method.model.prediction != "eps":
         return False
     return all(getattr(method, field.name) == field.default for field in fields)
 
@@ -123,9 +122,10 @@ def _draw_ccd(method: CCD, frozen: Frozen, batch: Batch, rng: jax.Array, step_rn
     t, s = method.draw_times(step_rng if method.shared_time else time_rng, x.shape[0])
     schedule = Schedule(method.model.alphas_cumprod)
     levels = _levels(t=schedule.at(t), s=schedule.at(s))
-    hint = method.adapter.prepare(frozen, batch["condition"])
+    hint = method.adapter.prepare(frozen, batch.get("condition"))
     z_t = add_noise(x, eps, schedule.at(t))
-    return {"x": x, "eps": eps, "z_t": z_t, "t": t, "s": s, **levels, "context": batch["context"], "hint": hint}
+    draws = {"x": x, "eps": eps, "z_t": z_t, "t": t, "s": s, **levels, "context": batch["context"]}
+    return draws if hint is None else {**draws, "hint": hint}
 
 
 def _draw_plain(method: Diffusion, frozen: Frozen, batch: Batch, rng: jax.Array, step_rng: jax.Array) -> Draws:
