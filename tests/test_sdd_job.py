@@ -159,6 +159,11 @@ def test_a_bad_value_is_one_line(build, overrides, message):
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+def test_a_published_clip_without_a_directory_names_the_key(build):
+    with pytest.raises(ValueError, match="config.clip: kind='clip' has no weights: set config.clip.path"):
+        build("sd15,clip", "clip.path=portraits")
+
+
 def test_a_clip_of_another_width(build):
     with pytest.raises(ValueError, match="config.clip: the CLIP of portraits reads text states of width 128"):
         build("clip,debug", "clip.path=portraits")

@@ -77,6 +77,8 @@ class CLIPConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("world", "clip"):
             raise ValueError(f"kind={self.kind!r} is no CLIP; use world, clip")
+        if self.kind == "clip" and self.path in ("", "portraits"):
+            raise ValueError("kind='clip' has no weights: set config.clip.path to a directory as of openai/clip-vit-*")
 
 
 class _Kind(NamedTuple):
