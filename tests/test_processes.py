@@ -31,12 +31,20 @@ def get_config(arg=""):
         "start": "", "objective": {{"noise": 0.1, "poison_from": 10**9, "poison_until": 10**9}},
     }})
 """
+_WAITS = f"""
+import time
+from sdd_jax.training.distributed import join_processes, last_word
+join_processes({HEARTBEAT})
+with last_word():
+    print("joined")
+    time.sleep(600)
+"""
 
 
 class Processes:
-    """The processes of one job of `count` processes, each with `devices` CPU devices, writing to LOGS/i.log."""
+    """`count` processes of one command, each with `devices` CPU devices, writing to LOGS/i.log."""
 
-    def __init__(self, config, workdir, logs, count, devices, *more):
+    def __init__(self, command, logs, count, devices):
         logs.mkdir()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -49,11 +57,10 @@ class Processes:
                 "PYTHONPATH": str(Path(__file__).parents[1]), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index),
             }  # fmt: skip
-            command = [sys.executable, toy_job.__file__, f"--config={config}", f"--workdir={workdir}", *more]
-            if count > 1:
-                command += ["--distributed", f"--heartbeat={HEARTBEAT}"]
+            together = ["--distributed", f"--heartbeat={HEARTBEAT}"] if count > 1 else []
             with log.open("w") as output:
-                self.running.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+                started = subprocess.Popen([*command, *together], env=environment, stdout=output, stderr=output)
+                self.running.append(started)
 
     def kill(self, index):
         """Kills one process and returns the others' exit statuses."""
@@ -84,6 +91,11 @@ def config(tmp_path_factory):
     return path
 
 
+def toy(config, workdir, *more):
+    """The toy job's command line."""
+    return [sys.executable, toy_job.__file__, f"--config={config}", f"--workdir={workdir}", *more]
+
+
 def records(workdir):
     """The complete lines of a run's metrics."""
     path = workdir / "metrics.jsonl"
@@ -108,11 +120,11 @@ def test_two_processes_train_as_one_and_end_with_each_other(config, tmp_path):
     runs = {}
     for name, count, devices in (("one", 1, 4), ("two", 2, 2)):
         workdir = tmp_path / name
-        runs[name] = Processes(config, workdir, tmp_path / f"{name}_logs", count, devices)
+        runs[name] = Processes(toy(config, workdir), tmp_path / f"{name}_logs", count, devices)
         wait_until(lambda at=workdir: len(records(at)) >= STEPS and saved(at) is not None)
         began = time.monotonic()
         others = runs[name].kill(count - 1)
-    assert others[0] not in (0, 2) and time.monotonic() - began < 4 * HEARTBEAT
+    assert others[0] not in (0, 2) and time.monotonic() - began < 2 * HEARTBEAT
 
     one, two = runs["one"].text(0), runs["two"].text(0)
     assert "mesh {'data': 2, 'fsdp': 2}" in one and "mesh {'data': 2, 'fsdp': 2}" in two and "spans islands" not in two
@@ -131,12 +143,22 @@ def test_two_processes_train_as_one_and_end_with_each_other(config, tmp_path):
     assert last.startswith("error: process 0 of 2 ended early. If another one died") and "same command resumes" in last
 
 
+def test_the_others_end_with_the_first_process(tmp_path):
+    """At once: it is the one that counts the heartbeats. They do no work here."""
+    both = Processes([sys.executable, "-c", _WAITS], tmp_path / "logs", 2, 1)
+    wait_until(lambda: all("joined" in both.text(index) for index in range(2)), 120)
+    began = time.monotonic()
+    (other,) = both.kill(0)
+    assert other not in (0, 2) and time.monotonic() - began < HEARTBEAT
+    wait_until(lambda: "error: process 1 of 2 ended early" in both.text(1), 20)
+
+
 def test_a_stop_asked_of_one_process_saves_both_and_one_process_goes_on(config, tmp_path, monkeypatch):
     """The job starts from a run, which each process reads: as CM does, and iCD's stage 2."""
     monkeypatch.setattr("sdd_jax.runs.build", toy_job.build)
     start, workdir, whole = (tmp_path / name for name in ("start", "two", "whole"))
     train.run(toy_job.build(toy_job.make_config(steps=3)), start)
-    both = Processes(config, workdir, tmp_path / "logs", 2, 2, f"--config.start={start}")
+    both = Processes(toy(config, workdir, f"--config.start={start}"), tmp_path / "logs", 2, 2)
     wait_until(lambda: len(records(workdir)) >= 3)
     assert both.stop(1) == [STOPPED] * 2, both.text(0) + both.text(1)
 

@@ -15,17 +15,20 @@ from toy_job import WIDTH
 from sdd_jax.training.sharding import MeshConfig, arrange, check_batch_size, make_mesh
 
 _SCRIPT = """
-import functools, json, pathlib, sys
+import dataclasses, functools, json, pathlib, sys
 import jax
 jax.config.update("jax_numpy_rank_promotion", "raise")
 import numpy as np
 import optax
 import sdd_jax.train as train
 from sdd_jax.benchmarks.workloads import abstract_program, plain_job
+from sdd_jax.models.adapters import NoAdapter
 from sdd_jax.models.load import load
+from sdd_jax.objectives.ccd import CCD
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training import sharding
 from sdd_jax.training.hlo import collectives
+from tiny import make_variant
 from toy_job import build, jitter, make_config, Numbers
 from sdd_jax.data.pipeline import make_stream
 
@@ -79,6 +82,19 @@ results["traffic unet"] = collectives(program.step.trace(*arguments).lower().com
 results["split unet"] = sum(
     4 * leaf.size for leaf in jax.tree.leaves(program.state.params) if any(leaf.sharding.spec)
 )
+
+# what CCD's step sends where they are whole
+one_level = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+small = pathlib.Path(sys.argv[1]) / "small"
+make_variant(pathlib.Path(sys.argv[2]), small, block_out_channels=[8], **one_level)
+job, batch = plain_job(str(small), batch_size=8, dtype="float32")
+bundle, shapes_of = load(f"shapes:{small}")
+ccd = CCD(model=bundle, adapter=NoAdapter())
+job = dataclasses.replace(job, objective=ccd, frozen={"teacher": {"unet": shapes_of["unet"]}})
+program, arguments = abstract_program(job, batch, make_mesh(sharding.MeshConfig()))
+quickly = {"xla_backend_optimization_level": 0}  # of machine code, after the collectives are decided
+results["traffic ccd"] = collectives(program.step.trace(*arguments).lower().compile(quickly).as_text())
+results["gradients ccd"] = sum(4 * leaf.size for leaf in jax.tree.leaves(program.state.params))
 
 # what the last run saved on 8 devices, on other topologies
 state = jax.tree.map(np.asarray, state)
@@ -152,6 +168,12 @@ def test_a_unets_kernels_come_together_where_they_are_read_and_nothing_else_move
     traffic = results["traffic unet"]
     assert set(traffic) <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert results["split unet"] <= traffic["all-gather"][1] <= 2.1 * results["split unet"]
+
+
+def test_ccd_with_whole_parameters_sends_its_gradients_and_scalars(results):
+    traffic = results["traffic ccd"]
+    assert set(traffic) == {"all-reduce"}
+    assert 0 <= traffic["all-reduce"][1] - results["gradients ccd"] < 200, "loss, its two terms, norms"
 
 
 def test_a_teacher_lies_as_the_parameters_do(results):
