@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: dry runs, messages, and the repository's root.
 
 # shellcheck disable=SC2034

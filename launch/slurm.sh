@@ -33,7 +33,8 @@ if [ "${1:-}" = --dry-run ]; then DRY_RUN=1; shift; fi
 # since Slurm 22.05 srun does not take over the --cpus-per-task of sbatch
 cpus=()
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || cpus=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
-command=(srun --kill-on-bad-exit=1 "${cpus[@]}" "$PYTHON" -m "sdd_jax.$PROGRAM" --distributed "$@")
+# not --kill-on-bad-exit: status 75 of the first that has saved would end the others; a dead peer ends them by heartbeat
+command=(srun --kill-on-bad-exit=0 "${cpus[@]}" "$PYTHON" -m "sdd_jax.$PROGRAM" --distributed "$@")
 if [ -n "$DRY_RUN" ]; then
   run "${command[@]}"
   exit 0
