@@ -42,7 +42,7 @@ def finished(tiny_world, tmp_path_factory):
         patch.setenv("SDD_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "array_cache"))
         patch.setattr(conditional, "PREVIEW", 2)
         patch.setattr(conditional, "PREVIEW_STEPS", (1,))
-        patch.setattr(entry, "run", lambda job, workdir: kept.append(train.run(job, workdir)))
+        patch.setattr(entry, "run", lambda job, workdir: kept.append(train.run(job, workdir)) or kept[0])
         arguments = [f"--config={CONFIG}:debug", f"--workdir={workdir}", f"--config.model={tiny_world}", *SMALL]
         assert entry.main(arguments) == 0
     return workdir, kept[0]
