@@ -185,6 +185,8 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, monkeyp
     refused(capsys, "needs --method", *editing, "--benchmark=portraits")
     refused(capsys, "needs --data, or --benchmark=portraits", *editing, "--method=p2p")
     refused(capsys, "needs --csv, or --benchmark=portraits", *generation)
+    refused(capsys, "--data is COCO's directory in place of --csv", *generation, "--csv=x", "--data=y")
+    refused(capsys, "--steps=0: at least 1", *generation, "--csv=x", "--steps=0")
     refused(capsys, "none.csv: no such file", *generation, "--csv=none.csv")
     refused(capsys, "leave them out", *generation, "--benchmark=portraits", "--csv=x")
     refused(capsys, "ImageReward needs its weights", *generation, "--benchmark=portraits", "--image-reward=x")
@@ -201,7 +203,8 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, monkeyp
     for flag in ("--method=p2p", "--blend", "--condition=x", "--lpips=alex,a,b", "--dinov2=x"):
         refused(capsys, f"{flag.split('=')[0]} is of", *generation, flag)
     elsewhere = ["--protocol=restoration", "--results=x", base[1]]
-    for flag in ("--option=x=1", "--steps=4", "--solver=ddim", "--condition=x", "--revision=x", "--clip=x"):
+    unread = "--option=x=1 --steps=4 --solver=ddim --condition=x --revision=x --clip=x --csv=x --size=8"
+    for flag in unread.split():
         refused(capsys, f"{flag.split('=')[0]} is of", *elsewhere, flag)
     refused(capsys, "--dtype is of --model: a run keeps its config.dtype", *elsewhere[:1], "--workdir=x", base[1],
             "--dtype=float32")  # fmt: skip

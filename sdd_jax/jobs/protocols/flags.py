@@ -77,6 +77,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _check(flags: argparse.Namespace) -> None:
     if flags.batch < 1 or flags.samples < 0 or flags.size < 0:
         raise ValueError(f"--batch={flags.batch} --samples={flags.samples} --size={flags.size}: not such numbers")
+    if flags.steps is not None and flags.steps < 1:
+        raise ValueError(f"--steps={flags.steps}: at least 1")
     if bool(flags.image_reward) != bool(flags.vocabulary):
         raise ValueError("--image-reward and --vocabulary: ImageReward needs its weights and BERT's vocab.txt, both")
     if flags.lpips and (len(flags.lpips.split(",")) != 3 or flags.lpips.split(",")[0] not in ("alex", "vgg")):
@@ -105,6 +107,9 @@ def _check_read(flags: argparse.Namespace) -> None:
         ("--method", flags.method, edits, "of inversion and editing"),
         ("--option", flags.option, makes, "of what makes pictures"),
         ("--blend", flags.blend, makes and flags.protocol == "editing", "of editing"),
+        ("--csv", flags.csv, prompted, "of protocols with prompts to follow: restoration takes --data"),
+        ("--data", flags.data, flags.protocol != "generation" or not flags.csv, "COCO's directory in place of --csv"),
+        ("--size", flags.size, makes, "of what makes pictures"),
         ("--steps", flags.steps is not None, samples, steps),
         ("--guidance", flags.guidance is not None, samples, steps),
         ("--solver", flags.solver, samples, "of generation and restoration by a run"),
