@@ -118,7 +118,9 @@ def outputs(found: Heldout, wanted: Options, seed: int) -> dict[str, np.ndarray]
         if wanted.output == "teacher":
             return taught(found, n, seed, BATCH)
         images = sample_all(sampler, found.params, found.job.frozen, given, n, seed, BATCH, wanted.guidance)
-        return composite(images, found.rows["condition"]) if found.condition.task == "inpaint" else images
+        # the sampler has put back what it was given: shuffled, that is another's
+        is_others = wanted.shuffled and found.condition.task == "inpaint"
+        return composite(images, found.rows["condition"]) if is_others else images
 
     counts = {"": wanted.steps} if isinstance(wanted.steps, int) else {f"@{n}": n for n in wanted.steps}
     return {at: np.clip(samples(n), -1.0, 1.0) for at, n in counts.items()}

@@ -13,6 +13,7 @@ from sdd_jax import jobs
 from sdd_jax.config import defaults_of, load_config, to_plain
 from sdd_jax.data import portraits
 from sdd_jax.data.conditions import draw_edit
+from sdd_jax.evals.conditional import inpainting_metrics
 from sdd_jax.evals.instruments import Readings
 from sdd_jax.jobs.ccd import grids as shown_grids
 from sdd_jax.jobs.ccd import heldout as ccd_heldout
@@ -119,9 +120,27 @@ def test_shuffled_conditions_are_the_next_portraits(monkeypatch):
         blind = [
             ccd_measures.outputs(found, ccd_measures.Options(steps=4, shuffled=roll), 0)[""] for roll in (True, False)
         ]
-        np.testing.assert_array_equal(*blind)
+        hole = slice(1, None) if task == "inpaint" else slice(None)
+        np.testing.assert_array_equal(*(drawn[:, :, hole] for drawn in blind))
     with pytest.raises(ValueError, match="options.shuffled=true: the run has no condition to shuffle"):
         ccd_measures.outputs(heldout_of("none")._replace(job=job), ccd_measures.Options(steps=4, shuffled=True), 0)
+
+
+def test_known_pixels_are_the_samplers(monkeypatch):
+    """A sampler that does not put them back is found out; a model given another's picture has its own put back."""
+    monkeypatch.setattr(ccd_measures, "make_sampler", lambda *_: None)
+    monkeypatch.setattr(ccd_measures, "sample_all", lambda *_: np.full((3, 1, 2, 3), 0.3))
+    shown = np.array([-0.5, 0.2, 0.6]).reshape(3, 1, 1, 1) * np.ones((3, 1, 2, 3))
+    condition = np.concatenate([shown, np.array([-1.0, 1.0]).reshape(1, 1, 2, 1) * np.ones((3, 1, 2, 1))], -1)
+    job = SimpleNamespace(objective=CCD(model=SimpleNamespace(), adapter=None), frozen={})
+    found = heldout_of("inpaint", condition=condition, image=shown)._replace(job=job)
+    off = [
+        inpainting_metrics(
+            ccd_measures.outputs(found, ccd_measures.Options(steps=4, shuffled=roll), 0)[""], shown, condition
+        )["known_error"]
+        for roll in (False, True)
+    ]
+    assert off[0] > 50 and off[1] == 0
 
 
 def test_inpainting_stands_beside_its_fill_and_the_teacher_in_the_hole(monkeypatch):
