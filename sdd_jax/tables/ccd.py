@@ -17,7 +17,6 @@ these two.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,10 +30,12 @@ from sdd_jax.tables.ccd_rows import (
     FINE_TUNING,
     ON_THE_MACHINE,
     SAMPLES,
+    LPIPS_FILES,
     VGG,
     columns,
     sampled,
     training,
+    lpips_files,
     unsampled,
     with_noise,
 )
@@ -46,8 +47,6 @@ __all__ = ["FIG3", "FIG5", "OTHER_TASKS", "TABLE1"]
 
 STEPS = 400
 CURVE = (1, 2, 4, 8)
-_LPIPS = tuple(os.environ.get(f"SDD_JAX_LPIPS_{part}", "") for part in ("BACKBONE", "LINEAR"))
-_MEASURED: dict[str, Any] = {"lpips": _LPIPS} if all(_LPIPS) else {}
 
 FULL = training("ccd_sr.py", steps=STEPS, forwards=CCD)
 ADAPTER = training("ccd_sr.py:adapter", steps=STEPS, forwards=ADAPTER_ALONE)
@@ -59,10 +58,6 @@ SLOW_CM = training(
 GD_8 = training("gd.py", steps=STEPS // 2, forwards=7)
 GD_4 = training("gd.py:halve", steps=STEPS // 2, forwards=5, teacher=GD_8)
 GD = training("finetune.py:gd", steps=STEPS, forwards=FINE_TUNING, teacher=GD_4)
-
-
-def _restored(name: str, made: Training, steps: int | Sequence[int], **options: Any) -> Row:
-    return sampled(name, made, steps, **options, **_MEASURED)
 
 
 def _external(name: str, note: str) -> Row:
@@ -90,17 +85,17 @@ _NOTE = (
 )
 
 _ROWS = (
-    _restored("CCD, 4 steps", FULL, 4, note="paper: 19.64, .2656", seeds=_TWICE),
-    _restored("CCD adapter only, 4 steps", ADAPTER, 4, note="paper: 25.21, .2941", seeds=_TWICE),
-    _restored("Fine-tuned, 4 steps", FINE_TUNED, 4, note="paper: 30.99, .3070", seeds=_TWICE),
-    _restored("Fine-tuned, 50 steps", FINE_TUNED, 50, note="paper, 200 steps: 18.63, .2551", seeds=_TWICE),
-    _restored("DPM-Solver, 4 steps", FINE_TUNED, 4, solver="dpm_solver", note="paper: 30.12, .3077", seeds=_TWICE),
-    _restored("DPM-Solver++, 4 steps", FINE_TUNED, 4, solver="dpm_solver_pp", note="paper: 30.03, .3073", seeds=_TWICE),
-    _restored("CM, 4 steps", CM, 4, note="paper: 30.63, .3066; fine-tuned first"),
-    _restored("CM, 4 steps, lower rate", SLOW_CM, 4, note="learning rate .0003, of all others .002"),
-    _restored("GD, 4 steps", GD, 4, note="paper: 27.81, .3172; 16 to 8 to 4 steps, then fine-tuned"),
-    unsampled("Bicubic", FULL, "condition", note="the condition itself", **_MEASURED),
-    unsampled("Autoencoder", FULL, "autoencoder", note="the originals, encoded and decoded", **_MEASURED),
+    sampled("CCD, 4 steps", FULL, 4, note="paper: 19.64, .2656", seeds=_TWICE),
+    sampled("CCD adapter only, 4 steps", ADAPTER, 4, note="paper: 25.21, .2941", seeds=_TWICE),
+    sampled("Fine-tuned, 4 steps", FINE_TUNED, 4, note="paper: 30.99, .3070", seeds=_TWICE),
+    sampled("Fine-tuned, 50 steps", FINE_TUNED, 50, note="paper, 200 steps: 18.63, .2551", seeds=_TWICE),
+    sampled("DPM-Solver, 4 steps", FINE_TUNED, 4, solver="dpm_solver", note="paper: 30.12, .3077", seeds=_TWICE),
+    sampled("DPM-Solver++, 4 steps", FINE_TUNED, 4, solver="dpm_solver_pp", note="paper: 30.03, .3073", seeds=_TWICE),
+    sampled("CM, 4 steps", CM, 4, note="paper: 30.63, .3066; fine-tuned first"),
+    sampled("CM, 4 steps, lower rate", SLOW_CM, 4, note="learning rate .0003, of all others .002"),
+    sampled("GD, 4 steps", GD, 4, note="paper: 27.81, .3172; 16 to 8 to 4 steps, then fine-tuned"),
+    unsampled("Bicubic", FULL, "condition", note="the condition itself"),
+    unsampled("Autoencoder", FULL, "autoencoder", note="the originals, encoded and decoded"),
     _external("Real-ESRGAN, 1 step", "paper: 37.64, .3112"),
     _external("StableSR, 200 steps", "paper: 24.44, .3114"),
 )
@@ -142,15 +137,15 @@ TABLE1 = Table(
 
 _PREV = "prev, online, shared t"
 _FIG3_ROWS = (
-    _restored(_PREV, FULL, CURVE, note="CCD's own choices", seeds=_TWICE),
-    _restored(
+    sampled(_PREV, FULL, CURVE, note="CCD's own choices", seeds=_TWICE),
+    sampled(
         "mixed t",
         training("ccd_sr.py", "objective.shared_time=false", steps=STEPS, forwards=CCD),
         CURVE,
         note="one t a sample",
     ),
-    _restored("ddim, online", training("ccd_sr.py", "objective.predictor=ddim", steps=STEPS, forwards=CCD), CURVE),
-    _restored(
+    sampled("ddim, online", training("ccd_sr.py", "objective.predictor=ddim", steps=STEPS, forwards=CCD), CURVE),
+    sampled(
         "ddim, pretrained",
         training(
             "ccd_sr.py",
@@ -162,8 +157,13 @@ _FIG3_ROWS = (
         CURVE,
         note="z_s from the teacher, which does not see the condition",
     ),
-    _restored("random init", training("ccd_sr.py", "init=random", steps=STEPS, forwards=CCD), CURVE),
-    _restored(
+    sampled(
+        "random init",
+        training("ccd_sr.py", "init=random", steps=STEPS, forwards=CCD),
+        CURVE,
+        note="UNet and ControlNet; the embedding is still regressed on the teacher's first convolution",
+    ),
+    sampled(
         "without the embedding's regression",
         training("ccd_sr.py", "objective.hint_weight=0.0", steps=STEPS, forwards=CCD),
         CURVE,
@@ -218,20 +218,18 @@ _NONE = training("ccd_sr.py", "objective.x_space=none", "objective.hint_weight=0
 
 def _space(name: str, *overrides: str, **fields: Any) -> Row:
     made = training("ccd_sr.py", f"objective.x_space={name}", *overrides, steps=STEPS, forwards=_SPACES[name])
-    return _restored(f"d_x: {name}", made, CURVE, **fields)
+    return sampled(f"d_x: {name}", made, CURVE, **fields)
 
 
 _FIG5_ROWS = (
-    _restored("d_x: latent", FULL, CURVE, note="CCD's own choice", seeds=_TWICE),
+    sampled("d_x: latent", FULL, CURVE, note="CCD's own choice", seeds=_TWICE),
     _space("pixel"),
     _space("reencoded", note="through decoder and encoder"),
     _space("none", note="the embedding's regression stays, itself a distance to x"),
-    _restored(
-        "d_x: none, no regression", _NONE, CURVE, note="without the embedding's regression: eq. 11's d_eps alone"
-    ),
-    _space("lpips", *(f"lpips.{key}={file}" for key, file in zip(("backbone", "linear"), _LPIPS, strict=True)))
-    if _MEASURED
-    else Row(name="d_x: lpips", not_run="needs LPIPS' weights: set SDD_JAX_LPIPS_BACKBONE and SDD_JAX_LPIPS_LINEAR"),
+    sampled("d_x: none, no regression", _NONE, CURVE, note="without the embedding's regression: eq. 11's d_eps alone"),
+    _space("lpips", *(f"lpips.{key}={file}" for key, file in zip(("backbone", "linear"), lpips_files(), strict=True)))
+    if lpips_files()
+    else Row(name="d_x: lpips", not_run=f"needs LPIPS' weights: set {' and '.join(LPIPS_FILES)}"),
 )
 
 FIG5 = Table(

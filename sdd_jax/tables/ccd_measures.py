@@ -5,7 +5,7 @@ Beside what `evals.restoration` and `evals.conditional` measure there are
     saturation      mean over pixels of max - min over the channels, the outputs' over the originals' (1 is right)
     sharpness       mean absolute difference of neighbouring pixels, likewise
     train_samples   samples that the run was trained on, in thousands, with those of all runs before it
-    lpips           of super-resolution, where its weights are given
+    lpips           where its weights are given
 
 PSNR is left out where a picture equals its truth, as a copy of the condition may.
 """

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ START = 1.2
 MUON = BATCH * (1 / _MUON - 1 / _ADAMW) * _MUON / _MUON_ON_TWO
 FORWARD = 0.0065
 HELDOUT = "sdd_jax.tables.ccd_measures:heldout"
+LPIPS_FILES = ("SDD_JAX_LPIPS_BACKBONE", "SDD_JAX_LPIPS_LINEAR")
 ON_THE_MACHINE = "Minutes are those of the machine named below: two idle cores train CCD's 400 steps in 9:28."
 BETTER = {
     "frechet": "lower",
@@ -58,6 +60,22 @@ def training(config: str, *overrides: str, steps: int, forwards: float, **needs:
     return Training(config=f"configs/{config}", overrides=(*overrides, "preview_every=0"), needs=named, minutes=minutes)
 
 
+def lpips_files() -> tuple[str, ...]:
+    """VGG16's and LPIPS' weight files, of the variables `LPIPS_FILES`; () for neither; ValueError for one alone."""
+    files = {name: os.environ.get(name, "") for name in LPIPS_FILES}
+    unset = [name for name, file in files.items() if not file]
+    if len(unset) == 1:
+        given = next(name for name in files if name not in unset)
+        raise ValueError(f"{given} is set and {unset[0]} is not: LPIPS reads both files, set both variables or neither")
+    return () if unset else tuple(files.values())
+
+
+def _measured() -> dict[str, Any]:
+    """What every evaluation's options have beside the row's own."""
+    files = lpips_files()
+    return {"samples": SAMPLES, **({"lpips": files} if files else {})}
+
+
 def sampled(name: str, made: Training, steps: int | Sequence[int], *, output: str = "model", **options: Any) -> Row:
     """A row of samples in some number of steps, or several; `options` are the row's fields and the evaluation's."""
     fields = {key: options.pop(key) for key in ("note", "seeds", "sampling_seeds") if key in options}
@@ -70,20 +88,20 @@ def sampled(name: str, made: Training, steps: int | Sequence[int], *, output: st
         name=name,
         training=made,
         evaluation=HELDOUT,
-        options={"steps": steps, "samples": SAMPLES, **options},
+        options={"steps": steps, **_measured(), **options},
         minutes=round(1.5 + taken * forwards * (1 + guided) * SAMPLES * FORWARD / 60, 1),
         **fields,
     )
 
 
-def unsampled(name: str, made: Training, output: str, note: str, **options: Any) -> Row:
+def unsampled(name: str, made: Training, output: str, note: str) -> Row:
     """A row that needs no sampling, of the training's data: a copy of the condition, or the autoencoder's limit."""
     return Row(
         name=name,
         training=made,
         sampling_seeds=(0,),
         evaluation=HELDOUT,
-        options={"output": output, "samples": SAMPLES, **options},
+        options={"output": output, **_measured()},
         minutes=1.0,
         note=note,
     )

@@ -218,7 +218,9 @@ OTHER_TASKS = Table(
         {
             "frechet": "lower",
             "clip_distance": "lower",
+            "lpips": "lower",
             "psnr": "higher",
+            "ssim": "higher",
             "attributes": "higher",
             "depth": "higher",
             "success": "higher",

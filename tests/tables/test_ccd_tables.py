@@ -83,17 +83,27 @@ def test_a_training_takes_15_minutes_and_a_table_4_hours(table, tmp_path, monkey
 
 
 def test_a_distance_by_lpips_is_a_row_where_its_weights_are(monkeypatch):
-    found = {}
-    for files in (("", ""), ("v.pth", ""), ("v.pth", "l.pth")):
-        for part, file in zip(("BACKBONE", "LINEAR"), files, strict=True):
-            monkeypatch.setenv(f"SDD_JAX_LPIPS_{part}", file)
-        spec = importlib.util.find_spec("sdd_jax.tables.ccd")
+    """And a measure of every row of every task; of one file alone there is a line that names the other's variable."""
+
+    def read(name, *files):
+        for variable, file in zip(ccd_rows.LPIPS_FILES, files, strict=True):
+            monkeypatch.setenv(variable, file)
+        spec = importlib.util.find_spec(f"sdd_jax.tables.{name}")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found[files] = module.FIG5.rows[-1]
-    assert ["LINEAR" in row.not_run for row in found.values()] == [True, True, False]
-    overrides = found["v.pth", "l.pth"].training.overrides
+        return module
+
+    assert "LINEAR" in read("ccd", "", "").FIG5.rows[-1].not_run
+    module = read("ccd", "v.pth", "l.pth")
+    overrides = module.FIG5.rows[-1].training.overrides
     assert {"objective.x_space=lpips", "lpips.backbone=v.pth", "lpips.linear=l.pth"} <= set(overrides)
+    for table in (module.TABLE1, module.FIG5, read("ccd_tasks", "v.pth", "l.pth").OTHER_TASKS):
+        assert all(row.options["lpips"] == ("v.pth", "l.pth") for row in table.rows if not row.not_run)
+        assert any(column.metric.startswith("lpips") for column in table.columns)
+    assert not any("lpips" in row.options for row in ccd.OTHER_TASKS.rows), "they are set here alone"
+    for files, missing in ((("v.pth", ""), "SDD_JAX_LPIPS_LINEAR"), (("", "l.pth"), "SDD_JAX_LPIPS_BACKBONE")):
+        with pytest.raises(ValueError, match=f"is set and {missing} is not"):
+            read("ccd_tasks", *files)
 
 
 def test_the_planned_steps_are_the_configs(tmp_path, monkeypatch):
