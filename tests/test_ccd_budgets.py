@@ -19,24 +19,82 @@ def compared(a, b):
     return {key for key in a.keys() & b.keys() if a[key] != b[key]} - {"task", "data.degradation"}
 
 
-@pytest.mark.parametrize(
-    ("spec", "beside", "differs"),
-    [
-        ("finetune.py", "ccd_sr.py", {"objective.grid_steps"}),
-        ("finetune.py:adapter", "ccd_sr.py:adapter", {"objective.grid_steps"}),
-        ("finetune.py:depth,adapter", "ccd_depth.py:adapter", {"objective.grid_steps"}),
-        ("finetune.py:edit", "ccd_edit.py", {"objective.grid_steps"}),
-        ("finetune.py:sd15,canny", "ccd_canny.py:sd15", {"objective.grid_steps"}),
-        ("finetune.py:gd", "finetune.py", {"objective.grid_steps"}),
-        ("cm.py", "ccd_sr.py", set()),
-        ("gd.py", "ccd_sr.py", {"steps", "objective.grid_steps"}),
-        ("gd.py:halve", "gd.py", {"objective.grid_steps", "objective.guidance_scale"}),
-    ],
-)
+OF_CCDS_LOSS = {
+    **dict.fromkeys(
+        (f"objective.{key}" for key in (
+            "boundary_scaling", "eps_distance", "eps_space", "eps_weight", "guidance", "ode_model", "predictor",
+            "shared_time", "x_space", "x_weight",
+        )),
+        "a choice of eq. 11",
+    ),
+    **dict.fromkeys(("lpips.backbone", "lpips.linear", "lpips.network"), "the weights of one of eq. 11's distances"),
+    "init": "only CCD is trained from a random UNet, as an ablation",
+}  # fmt: skip
+MISSING = {
+    "finetune": OF_CCDS_LOSS,
+    "cm": {
+        **OF_CCDS_LOSS,
+        **dict.fromkeys(("model", "revision", "dtype"), "the fine-tuned run's"),
+        **dict.fromkeys(("adapter.kind", "adapter.embedding_channels", "condition.task"), "the fine-tuned run's"),
+        "objective.hint_weight": "it starts from an embedding that the fine-tuning before it regressed",
+    },
+    "gd": {
+        **OF_CCDS_LOSS,
+        **dict.fromkeys(("adapter.kind", "adapter.embedding_channels", "condition.task"), "distilled without one"),
+        "objective.hint_weight": "it has no embedding; the fine-tuning after it has",
+        "objective.train_unet": "there is nothing else to train",
+    },
+}
+"""By task, the keys of CCD's config that a baseline's lacks, and why."""
+ADDED = {
+    "finetune": {
+        "teacher.workdir": "a GD student, or none",
+        "condition.path": "every condition's, of one file",
+        "condition.thresholds": "every condition's, of one file",
+        "objective.caption_dropout": "of edits, InstructPix2Pix' own",
+        "objective.weighting": "of GD's last stage",
+    },
+    "cm": {"teacher.workdir": "the fine-tuned run", "objective.distance": "its loss"},
+    "gd": {
+        "teacher.workdir": "the round before",
+        "objective.guidance_scale": "the teacher's",
+        "objective.substeps": "the teacher's",
+    },
+}
+"""The keys that CCD's config lacks."""
+COMPARED = [
+    ("finetune.py", "ccd_sr.py", {"objective.grid_steps"}),
+    ("finetune.py:adapter", "ccd_sr.py:adapter", {"objective.grid_steps"}),
+    ("finetune.py:depth,adapter", "ccd_depth.py:adapter", {"objective.grid_steps"}),
+    ("finetune.py:edit", "ccd_edit.py", {"objective.grid_steps"}),
+    ("finetune.py:sd15,canny", "ccd_canny.py:sd15", {"objective.grid_steps"}),
+    ("finetune.py:gd", "finetune.py", {"objective.grid_steps"}),
+    ("cm.py", "ccd_sr.py", set()),
+    ("gd.py", "ccd_sr.py", {"steps", "objective.grid_steps"}),
+    ("gd.py:halve", "gd.py", {"objective.grid_steps", "objective.guidance_scale"}),
+]
+
+
+@pytest.mark.parametrize(("spec", "beside", "differs"), COMPARED)
 def test_a_baseline_differs_from_ccd_in_its_method_alone(spec, beside, differs):
-    """The same optimiser and schedule, average, batch, data, start, regression of the embedding, number of steps."""
+    """The same optimiser and schedule, average, batch, data, start, number of steps; of the embedding's regression the
+    same or none, for a reason."""
     own, other = flat(spec), flat(beside)
     assert compared(own, other) == differs
+    assert not other.keys() - own.keys() - MISSING[own["task"]].keys(), "missing without a reason"
+    assert not own.keys() - other.keys() - ADDED[own["task"]].keys(), "added without a reason"
+
+
+@pytest.mark.parametrize("task", ["finetune", "cm", "gd"])
+def test_every_reason_is_of_a_key_that_one_side_lacks(task):
+    pairs = [(flat(spec), flat(beside)) for spec, beside, _ in COMPARED if spec.startswith(task)]
+    assert set().union(*(other.keys() - own.keys() for own, other in pairs)) == MISSING[task].keys()
+    assert set().union(*(own.keys() - other.keys() for own, other in pairs)) == ADDED[task].keys()
+
+
+def test_captions_are_dropped_of_edits_alone():
+    dropped = {name: flat(f"finetune.py:{name}")["objective.caption_dropout"] for name in ("embedded", "depth", "edit")}
+    assert dropped == {"embedded": 0.0, "depth": 0.0, "edit": 0.05}
 
 
 def test_the_last_stage_of_gd_is_weighed_as_its_rounds_are():
