@@ -75,7 +75,7 @@ _ANOTHERS = "given that of another portrait, held against its own"
 def _blind(task: str, made: Training, note: str = "") -> Row:
     """The teacher, which sees no condition; the same pictures for every task that does not paint into a hole."""
     name, note = f"{task}: teacher, {BLIND} steps", f"the teacher, without the condition{note}"
-    return sampled(name, made, BLIND, output="teacher", sampling_seeds=(0,), note=note)
+    return sampled(name, made, BLIND, output="teacher", note=note)
 
 
 def _ceiling(task: str, made: Training) -> Row:
