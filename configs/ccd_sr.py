@@ -8,7 +8,7 @@
 | (none), embedded | the embedded teacher at 64 px, ControlNet and UNet trained | two CPU cores, 9:28 min |
 | tasks | 640 steps, as the other conditions are trained | |
 | long | 3400 steps, one t a sample: sharp portraits of the right individual | two CPU cores, 62 min |
-| adapter | the ControlNet alone on a frozen UNet (sec. 4.4) | |
+| adapter | the ControlNet alone on a frozen UNet (sec. 4.4) | one CPU core, 12 min |
 | mu | the mu-mixing adapter of eq. 10 | |
 | t2i | a T2I-Adapter; with `adapter`, alone on a frozen UNet | |
 | sd15, sd21 | Stable Diffusion 1.5, 2.1 at 512 px on a folder: set config.data.path | one accelerator or more |

@@ -12,7 +12,7 @@
 
 Variants combine with commas: `configs/ccd_t2i.py:sd15,debug`.
 
-400 steps of 8F a sample, not timed yet: the 400 of configs/ccd_sr.py, 5.8F each, take two idle cores 9:28 minutes.
+400 steps of 8F a sample; the 400 of configs/ccd_sr.py, 5.8F each, take two idle cores 9:28 minutes.
 """
 
 import ml_collections

@@ -16,7 +16,7 @@ Model, adapter and condition are the fine-tuned run's.
 On the embedded world optimiser, average, data and number of steps are CCD's, after as many steps of fine-tuning: in
 all, CM sees twice the samples that CCD sees. Stable Diffusion's variants have the rates of latent consistency models.
 
-Times are not measured yet.
+One core takes 19 minutes, after 13 of fine-tuning (results/ccd-table1.json).
 """
 
 import ml_collections

@@ -38,7 +38,7 @@ class ControlNetConditioningEmbedding(nn.Module):
     """The condition's pyramid: `[b,H,W,c] -> [b, H / 2^(len-1), W / 2^(len-1), features]`, zero at initialisation.
 
     Its kernels start at a gain that carries the condition's contrast through the SiLUs. At PyTorch's default gain the
-    last layer sees it at 1/500 of its size, and a ControlNet learns its condition late and suddenly.
+    last layer sees a few thousandths of it, and a ControlNet learns its condition late and suddenly.
     """
 
     features: int
