@@ -14,7 +14,8 @@ What the control is depends on the run's condition, and is brought to the run's 
 
 `--samples` draws several side by side; `--beside` puts the control first. Several runs that trained adapters alone on
 one teacher work together: give `--workdir` and `--control` once for each, and `--weight` for other weights than 1.
-Such adapters also work on other models of their teacher's architecture: `--model` names one.
+They are sampled as the first of them is, with its solver, guidance and grid of times, from noise. Such adapters also
+work on other models of their teacher's architecture: `--model` names one.
 
 A degraded picture is also where its sampling starts, noised; `--start=noise` starts at noise alone.
 """
@@ -43,6 +44,7 @@ from sdd_jax.jobs.ccd.heldout import condition_of
 from sdd_jax.jobs.ccd.runs import on_another_model, open_runs
 from sdd_jax.jobs.icd import job as icd
 from sdd_jax.jobs.streams.captioned import prompt_ids
+from sdd_jax.models.adapters import Composition
 from sdd_jax.runs import open_run, read_config
 
 _log = logging.getLogger("sdd_jax")
@@ -73,6 +75,8 @@ def _sample(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     if flags.samples < 1:
         raise ValueError(f"--samples={flags.samples}: ask for at least one")
+    if flags.size is not None and flags.size < 1:
+        raise ValueError(f"--size={flags.size}: give a side in pixels, or leave it out for the model's own")
     if read_config(flags.workdir[0]).get("task") == "icd":
         _sample_icd(flags)
         return
@@ -83,6 +87,9 @@ def _sample(argv: Sequence[str]) -> None:
     needed = sum(condition.task != "none" for condition in conditions)
     if len(flags.control) != needed:
         raise ValueError(f"{len(flags.control)} --control for {needed} runs with a condition: give one each, in order")
+    if flags.mask and all(condition.task != "inpaint" for condition in conditions):
+        tasks = ", ".join(condition.task for condition in conditions)
+        raise ValueError(f"--mask={flags.mask} is read by runs of inpainting, not of {tasks}: leave it out")
 
     objective, params, frozen = open_runs(flags.workdir, flags.weight)
     model = objective.model
@@ -103,7 +110,7 @@ def _sample(argv: Sequence[str]) -> None:
     if start == "condition" and (needed != 1 or len(conditions) > 1):
         raise ValueError("--start=condition starts at the one picture of --control: it takes one run, which reads one")
     sampler = make_sampler(objective, flags.solver, start)
-    hint = repeated if len(repeated) > 1 else repeated[0]
+    hint = repeated if isinstance(objective.adapter, Composition) else repeated[0]
     key = jax.random.key(flags.seed)
     images = np.asarray(sampler(params, frozen, hint, ids, key, flags.steps, flags.guidance, size))
     _log.info("%d steps, %d samples: %.1f s with compilation", flags.steps, flags.samples, time.monotonic() - began)

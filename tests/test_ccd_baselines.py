@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from saved_run import CONFIGS, save_run
 
 from sdd_jax import evaluate, export, jobs, sample
 from sdd_jax.config import defaults_of, load_config
@@ -22,33 +22,9 @@ from sdd_jax.jobs.protocols.makers import make_maker
 from sdd_jax.models.card import read_record
 from sdd_jax.models.save import save
 from sdd_jax.runs import open_run
-from sdd_jax.train import EngineConfig, engine_config
-from sdd_jax.training.checkpoint import Checkpoints
-from sdd_jax.training.optim import make_optimizer
-from sdd_jax.training.state import create_state
-from sdd_jax.training.workdir import hold_workdir
+from sdd_jax.train import EngineConfig
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def save_run(workdir, spec, *overrides, seed=0):
-    """A workdir as a finished run of one step leaves it, with small random weights; returns them."""
-    config = load_config(f"{CONFIGS}/{spec}", ["steps=1", "ema=0.5", *overrides], defaults_of(EngineConfig))
-    job, engine = jobs.build(config), engine_config(config)
-    optimizer, _ = make_optimizer(engine.optimizer, engine.steps)
-    shapes = jax.eval_shape(
-        lambda key, frozen: create_state(key, job.objective, optimizer, frozen, with_ema=True),
-        jax.random.key(0),
-        job.frozen,
-    )
-    rng = np.random.default_rng(seed)
-    state = jax.tree.map(lambda leaf: jax.numpy.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-    with hold_workdir(workdir, config, job.fingerprint):
-        with Checkpoints(workdir, keep=2, config=config, fingerprint=job.fingerprint) as checkpoints:
-            checkpoints.save(1, state.replace(step=jax.numpy.ones((), jax.numpy.int32)))
-            checkpoints.wait()
-    return state.ema
 
 
 @pytest.fixture(scope="module")
@@ -132,31 +108,42 @@ def picture(path, value=128):
     return path
 
 
-def test_sampling_a_consistency_model_and_a_composition(chain, tmp_path, capsys, monkeypatch):
-    """Two adapters on one teacher, at another size than they were trained on."""
-    monkeypatch.setattr(conditional, "PREVIEW", 1)
+def test_sampling_a_consistency_model_and_a_composition(chain, opened, tmp_path, capsys, monkeypatch):
+    """Two adapters on one teacher, at another size than they were trained on: weight 0 silences one, 1 leaves one as it
+    was trained. One run takes a weight too, wherever it starts."""
+    monkeypatch.setattr(ccd_runs, "open_run", lambda workdir: opened[workdir.name])
     canny, depth = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 30)
     out = tmp_path / "out.png"
     runs = [f"--workdir={chain['tuned'][0]}", f"--workdir={chain['depth'][0]}"]
     controls = [f"--control={canny}", f"--control={depth}"]
-    weights = ["--weight=1", "--weight=0.5"]
-    assert sample.main([*runs, *controls, *weights, "--steps=1", "--size=96", "--beside", f"--out={out}"]) == 0
-    with Image.open(out) as image:
-        assert image.height == 96 and image.width >= 3 * 96
-    network, params, _ = sample.open_runs([chain[name][0] for name in ("tuned", "depth")], [1.0, 0.5])
-    assert network.adapter.weights == (1.0, 0.5) and set(params) == {"adapter"}
-    same(params["adapter"]["1"], chain["depth"][1]["adapter"])
+
+    def drawn(*arguments):
+        assert sample.main([*arguments, "--steps=1", "--size=96", f"--out={out}"]) == 0
+        with Image.open(out) as image:
+            return np.asarray(image, int)
+
+    alone = drawn(runs[0], controls[0])
+    halved = drawn(*runs, *controls, "--weight=1", "--weight=0.5", "--beside")
+    assert alone.shape == (96, 96, 3) and halved.shape[0] == 96 and halved.shape[1] >= 3 * 96
+    assert np.abs(drawn(*runs, *controls, "--weight=1", "--weight=0") - alone).max() <= 1
+    assert np.abs(halved[:, -96:] - alone).max() > 10
+    assert np.abs(drawn(runs[0], controls[0], "--weight=0.5", "--start=condition") - alone).max() > 10
 
     assert sample.main([f"--workdir={chain['cm'][0]}", controls[0], "--steps=2", f"--out={out}"]) == 0
     capsys.readouterr()
     for arguments, message in (
         ([*runs, controls[0]], "1 --control for 2 runs with a condition"),
         ([runs[0], f"--workdir={chain['gd'][0]}", *controls], "trained its UNet too"),
+        ([runs[0], f"--workdir={chain['cm'][0]}", *controls], "is sampled by consistency, --workdir="),
         ([runs[0], controls[0], "--size=70"], "sides are multiples of 4"),
+        ([runs[0], controls[0], "--size=-64"], "--size=-64: give a side in pixels"),
+        ([runs[0], controls[0], "--size=0"], "--size=0: give a side in pixels"),
+        ([*runs, *controls, f"--mask={canny}"], "is read by runs of inpainting, not of canny, depth: leave it out"),
         ([runs[0], controls[0], "--steps=2000"], "cannot sample in 2000 steps on a grid of 1000"),
     ):
         assert sample.main([*arguments, f"--out={tmp_path / 'none.png'}"]) == 2
-        assert message in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
     assert not (tmp_path / "none.png").exists()
 
 

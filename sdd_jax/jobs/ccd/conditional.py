@@ -173,7 +173,8 @@ def make_sampler(objective: ConditionalNetwork, solver: str = "", start: str = "
         noise = initial_noise(rng, (ids["input_ids"].shape[0], *side, model.latent_channels))
         z = noise
         if start == "condition":
-            shown = model.encode(frozen["vae"], condition[..., :3])
+            (picture,) = jax.tree.leaves(condition)
+            shown = model.encode(frozen["vae"], picture[..., :3])
             z = add_noise(shown, noise, schedule.at(jnp.broadcast_to(times[0], noise.shape[:1])))
 
         def denoise(z: jax.Array, t: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdd_jax.jobs.ccd.conditional import default_solver
 from sdd_jax.jobs.frozen import weights_of
 from sdd_jax.models.adapters import Composition
 from sdd_jax.models.load import load
@@ -25,10 +26,13 @@ _log = logging.getLogger("sdd_jax")
 def open_runs(workdirs: Sequence[Path], weights: Sequence[float]) -> tuple[ConditionalNetwork, Params, Frozen]:
     """The network, parameters and frozen weights of a run, or of several adapters on one frozen teacher.
 
+    weights: of the adapters, none: 1 each. With several runs or a weight the adapter is a `Composition`, whose
+    conditions are a sequence; all else of the network is the first run's.
+
     Raises:
-        ValueError: a run of another kind, or several that do not share one frozen teacher.
+        ValueError: a run of another kind, or several that do not share one frozen teacher and one kind of sampling.
     """
-    opened: list[tuple[Job, Params]] = []
+    opened: list[tuple[Job, ConditionalNetwork, Params]] = []
     for workdir in workdirs:
         job, params, step = open_run(workdir)
         if not isinstance(job.objective, ConditionalNetwork):
@@ -40,18 +44,23 @@ def open_runs(workdirs: Sequence[Path], weights: Sequence[float]) -> tuple[Condi
             raise ValueError(
                 f"--workdir={workdir} trained its UNet too: only adapters on a frozen teacher are composed"
             )
-        if opened and job.fingerprint != opened[0][0].fingerprint:
-            raise ValueError(f"--workdir={workdir} and --workdir={workdirs[0]} were trained on different teachers")
+        if opened:
+            solver, own = default_solver(opened[0][1]), default_solver(job.objective)
+            if own != solver:
+                raise ValueError(
+                    f"--workdir={workdir} is sampled by {own}, --workdir={workdirs[0]} by {solver}: runs of one solver "
+                    "are composed"
+                )
+            if job.fingerprint != opened[0][0].fingerprint:
+                raise ValueError(f"--workdir={workdir} and --workdir={workdirs[0]} were trained on different teachers")
         # the first run's frozen weights serve all
-        opened.append((dataclasses.replace(job, frozen={}) if opened else job, params))
-    first, params = opened[0]
-    network = first.objective
-    assert isinstance(network, ConditionalNetwork)
+        opened.append((dataclasses.replace(job, frozen={}) if opened else job, job.objective, params))
+    first, network, params = opened[0]
     if len(opened) == 1 and not weights:
         return network, params, first.frozen
-    adapters = tuple(job.objective.adapter for job, _ in opened)  # type: ignore[attr-defined]
+    adapters = tuple(one.adapter for _, one, _ in opened)
     composition = Composition(adapters=adapters, weights=tuple(weights) or (1.0,) * len(adapters))
-    composed = {**params, "adapter": {str(i): own["adapter"] for i, (_, own) in enumerate(opened)}}
+    composed = {**params, "adapter": {str(i): own["adapter"] for i, (_, _, own) in enumerate(opened)}}
     untrained: dict[str, Any] = {"hint_weight": 0.0} if hasattr(network, "hint_weight") else {}
     return dataclasses.replace(network, adapter=composition, **untrained), composed, first.frozen
 
