@@ -146,7 +146,8 @@ def test_exported_weights_are_pytorchs(finished, opened, tmp_path):
 
 
 def test_the_exported_run_draws_the_same_image_in_pytorch(finished, opened, tiny_world, tmp_path):
-    """diffusers' ControlNet pipeline on unet/ and controlnet/, from the same latents, with trailing DDIM steps."""
+    """diffusers' ControlNet pipeline on unet/ and controlnet/, from the same latents, with trailing DDIM steps; the
+    picture would be another one without what the ControlNet says."""
     job, params, _ = opened
     assert export.main([f"--workdir={finished[0]}", f"--out={tmp_path}"]) == 0
     pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
@@ -164,8 +165,8 @@ def test_the_exported_run_draws_the_same_image_in_pytorch(finished, opened, tiny
     prompts, model = ["a smiling lion", "a cat at night"], job.objective.model
     condition = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
     key = jax.random.key(5)
-    sampler = conditional.make_sampler(job.objective)
-    ours = sampler(params, job.frozen, condition, model.tokenize(prompts), key, 2)
+    sampler, ids = conditional.make_sampler(job.objective), model.tokenize(prompts)
+    ours = np.asarray(sampler(params, job.frozen, condition, ids, key, 2))
     noise = np.asarray(initial_noise(key, (2, 16, 16, 4)))
     theirs = pipe(
         prompts,
@@ -175,8 +176,11 @@ def test_the_exported_run_draws_the_same_image_in_pytorch(finished, opened, tiny
         guidance_scale=1.0,
         output_type="np",
     ).images
-    found = np.clip(np.asarray(ours) / 2 + 0.5, 0, 1)
+    found = np.clip(ours / 2 + 0.5, 0, 1)
     assert found.std() > 0.01 and np.abs(found - theirs).max() < 2 / 255
+    silent = {**params, "adapter": jax.tree.map(np.zeros_like, params["adapter"])}
+    plain = np.asarray(sampler(silent, job.frozen, condition, ids, key, 2))
+    assert np.abs(plain - ours).max() > 0.05, "the ControlNet is heard"
 
 
 def test_a_workdir_without_a_run(one_line, finished, tmp_path):

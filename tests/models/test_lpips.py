@@ -80,6 +80,22 @@ def test_distance_matches_pytorch(network, record_property):
     assert got.shape == (2,) and error < TOLERANCE
 
 
+def test_distance_matches_the_lpips_package(network):
+    """Its own code on the same weights, where it is installed; it reads torchvision's networks, untrained."""
+    package = pytest.importorskip("lpips")
+    name, features, weights, params = network
+    theirs = package.LPIPS(net=name, pretrained=False, pnet_rand=True, verbose=False)
+    own = features.state_dict()
+    theirs.net.load_state_dict({key: own[key.partition(".")[2]] for key in theirs.net.state_dict()})
+    a, b = images(0), images(1)
+    with torch.no_grad():
+        for lin, weight in zip(theirs.lins, weights, strict=True):
+            lin.model[-1].weight.copy_(weight)
+        want = theirs(*(torch.tensor(x.transpose(0, 3, 1, 2)) for x in (a, b))).ravel().numpy()
+    got = np.asarray(jax.jit(lpips, static_argnums=3)(params, a, b, name))
+    assert want.min() > 0.1 and np.abs(got / want - 1).max() < TOLERANCE
+
+
 def test_equal_images_have_zero_distance_and_a_finite_gradient():
     """A flat zero image with zero biases gives activations of length zero, where a bare square root has no gradient."""
     module = LPIPS("alex")

@@ -136,7 +136,9 @@ def test_an_adapter_alone_costs_no_weight_gradients_of_the_unet():
     [
         (CCD, "controlnet", True, 4.0, 4),
         (CCD, "controlnet", False, 2.7, 4),
+        (CCD, "mu", True, 4.0, 4),
         (CCD, "mu", False, 2.7, 4),
+        (ConditionalDiffusion, "controlnet", True, 3.0, 3),
         (ConditionalDiffusion, "controlnet", False, 1.7, 3),
         (ConditionalDiffusion, "mu", False, 1.7, 3),
     ],
@@ -169,7 +171,9 @@ def test_baselines():
     t2i = {"model": model(), "adapter": adapter_of("t2i")}
     assert cost(ConditionalDiffusion(**t2i)) == pytest.approx(3 + 3 * spoken("t2i"), rel=0.03)
     assert cost(ConditionalDiffusion(**t2i, train_unet=False)) < 2 + 3 * spoken("t2i")
-    assert cost(ConsistencyDistillation(**t2i)) == pytest.approx(5 + 5 * spoken("t2i"), rel=0.03)
+    for kind in ("t2i", "controlnet"):
+        cm = ConsistencyDistillation(model=model(), adapter=adapter_of(kind))
+        assert cost(cm) == pytest.approx(5 + 5 * spoken(kind), rel=0.03)
     plain = {"model": model(), "adapter": NoAdapter(), "substeps": 2}
     assert cost(ProgressiveDistillation(**plain)) == pytest.approx(5, rel=0.03)
     assert cost(ProgressiveDistillation(**plain, guidance_scale=3.0)) == pytest.approx(7, rel=0.03)
