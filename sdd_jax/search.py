@@ -25,7 +25,7 @@ from sdd_jax.data.records import PortraitSource
 from sdd_jax.data.sources import ImageData, open_source
 from sdd_jax.data.sources.images import SOURCES
 from sdd_jax.jobs.editing.methods import frozen_of
-from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, run_search, write_search
+from sdd_jax.jobs.sdd.hqs import BATCH, DEFAULT_RULE, run_search, write_search
 from sdd_jax.jobs.sdd.hqs_plot import plot_search
 from sdd_jax.models.load import load
 from sdd_jax.objectives.hqs import HQSOptions
@@ -60,7 +60,7 @@ def _search(argv: Sequence[str]) -> None:
     parser.add_argument("--split", default="train", help="of tfds and coco")
     parser.add_argument("--size", type=int, help="side of images from files; default: the model's")
     parser.add_argument("--rule", default=DEFAULT_RULE)
-    parser.add_argument("--batch", type=int, default=16, help="images at a time")
+    parser.add_argument("--batch", type=int, default=BATCH, help="images at a time")
     parser.add_argument("--form", default="jacobian", choices=("jacobian", "sds"), help="of the gradient")
     parser.add_argument("--space", default="pixel", choices=("pixel", "latent"), help="of the gradient")
     parser.add_argument("--absolute", action="store_true", help="score mean |d| over channels, not d")

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,32 +99,44 @@ def test_seeds_take_other_images_and_memory_holds_one_batch(monkeypatch):
             return super().__getitem__(index)
 
     place = jax.device_put
-    monkeypatch.setattr(
-        hqs.jax, "device_put", lambda x, *to: (held.append(jax.tree.map(np.shape, x)), place(x, *to))[1]
-    )
+    monkeypatch.setattr(hqs.jax, "device_put", lambda x, *to: (held.append(np.shape(x)), place(x, *to))[1])
     for seed in (0, 1):
         run_search(make_model(), FROZEN, Watched(12), "y", dataclasses.replace(TOY, seed=seed), "all", batch=3)
     assert seen == list(range(12)), "in order, each once"
-    sizes = [shapes["image"] for shapes in held if isinstance(shapes, dict) and "image" in shapes]
-    assert sizes == [(3, 8, 8, 3)] * 4
+    assert [shape for shape in held if shape[1:] == (8, 8, 3)] == [(3, 8, 8, 3)] * 4
 
 
-def test_devices_share_the_batch(found, tmp_path):
-    """Four devices give what one gives; the batch of 6 images is padded to 8."""
+def test_processes_search_together_and_read_the_cache_of_the_first(found, tmp_path):
+    """Two processes of two devices give what one gives; the batch of 6 images is padded to 8."""
     script = f"""
-import jax, sys
-sys.path.insert(0, {str(TESTS)!r})
-from test_search import FROZEN, Noise, TOY, make_model, run_search, write_search
+import sys
 from pathlib import Path
-assert jax.device_count() == 4
-found = run_search(make_model(), FROZEN, Noise(10), "{{caption}} y", TOY, "top:2", 6)[0]
-write_search(Path({str(tmp_path / "hqs.json")!r}), found)
+from sdd_jax.training.distributed import join_processes
+join_processes()
+sys.path.insert(0, {str(TESTS)!r})
+import jax
+from test_search import FROZEN, Noise, TOY, hqs, job_search, make_model, write_search
+assert (jax.process_count(), jax.device_count()) == (2, 4)
+for name in ("searched", "kept"):
+    search = job_search(make_model(), FROZEN, Noise(10), "{{caption}} y", TOY, {{}})
+    write_search(Path({str(tmp_path)!r}) / f"{{name}}{{jax.process_index()}}.json", search)
+    hqs.run_search = None
 """
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", script], check=True, env=env, cwd=TESTS.parent, timeout=500)
-    spread = read_search(tmp_path / "hqs.json")
-    np.testing.assert_allclose(spread.hqs, found[0].hqs, atol=1e-4)
-    assert spread.selected == found[0].selected
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    running = []
+    for index in (0, 1):
+        env = {
+            **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index), "SDD_JAX_CACHE": str(tmp_path / f"cache{index}"),
+        }  # fmt: skip
+        running.append(subprocess.Popen([sys.executable, "-c", script], env=env, cwd=TESTS.parent))
+    assert [process.wait(timeout=500) for process in running] == [0, 0]
+    one, *others = (read_search(tmp_path / f"{name}{index}.json") for name in ("searched", "kept") for index in (0, 1))
+    assert others == [one] * 3
+    np.testing.assert_allclose(one.hqs, found[0].hqs, atol=1e-4)
+    assert len(list((tmp_path / "cache0").iterdir())) == 1 and not list((tmp_path / "cache1").iterdir())
 
 
 def test_a_search_survives_its_file(found, tmp_path):
@@ -143,9 +157,14 @@ def test_a_job_searches_once(array_cache, monkeypatch):
     assert job_search(make_model(), FROZEN, source, "a job's", options, {"split": "train"}) == first
     with pytest.raises(pytest.fail.Exception):
         job_search(make_model(), FROZEN, source, "a job's", options, {"split": "heldout"})
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="several processes do not search; run python -m sdd_jax.search"):
-        job_search(make_model(), FROZEN, source, "a job's", options, {})
+    for made_otherwise in (
+        lambda patch: patch.setattr(hqs, "REVISION", hqs.REVISION + 1),
+        lambda patch: patch.setitem(FROZEN, "teacher", {"unet": {"a": jnp.bfloat16(0.3)}}),
+    ):
+        with monkeypatch.context() as context:
+            made_otherwise(context)
+            with pytest.raises(pytest.fail.Exception):
+                job_search(make_model(), FROZEN, source, "a job's", options, {"split": "train"})
 
 
 def test_rank_correlation_by_hand():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sdd_jax.config import defaults_of, load_config, to_plain
+from sdd_jax.data.cache import renderer_hash
 from sdd_jax.data.prompts import PORTRAIT_FIELDS, check_template, edit_of
 from sdd_jax.jobs.sdd import tables as sdd_tables
 from sdd_jax.jobs.sdd.data import EditData
@@ -122,6 +123,9 @@ def test_both_manipulators_search_once():
     plain, style = (kind(prompt="an angry {species}").facts for kind in (EditData, StyleData))
     assert plain == style and plain["split"] == "train" and "prompt" not in plain
     assert EditData(prompt="x", count=5).facts != plain
+    assert (
+        plain["renderer"] == renderer_hash() and "renderer" not in EditData(source="folder", path="a", prompt="x").facts
+    )
 
 
 @pytest.mark.parametrize("method", ["SDD", "CLIP guidance"])

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdd_jax.config import defaults_of
+from sdd_jax.config import defaults_of, validate
+from sdd_jax.data.cache import renderer_hash
 from sdd_jax.data.pipeline import HostBatch, Source
 from sdd_jax.data.prompts import FOLDER_FIELDS, PORTRAIT_FIELDS, check_template
 from sdd_jax.data.records import PortraitSource, to_float
@@ -49,7 +50,8 @@ class EditData(ImageOptions):
     def facts(self) -> dict[str, Any]:
         """What the images are made of, for the name of a search's file: manipulators of the same images share it."""
         usual = {**defaults_of(ImageOptions), "truncation": 1.0, "prompt": self.prompt}
-        return {key: value for key, value in dataclasses.asdict(self).items() if value != usual.get(key)}
+        named = {key: value for key, value in dataclasses.asdict(self).items() if value != usual.get(key)}
+        return {**named, "renderer": renderer_hash()} if self.source == "portraits" else named
 
     def open(self) -> Source:
         """The images as records, square; portraits rendered as they are asked for."""

@@ -4,7 +4,8 @@ hqs.json: {prompt, model, options, t, H, N, hqs, stderr, selected, rule}; `H` in
 `hqs` and `stderr` of the scores (`objectives.selection`), lists as long as `t`; `selected` is the part of `t` that
 `rule` takes.
 
-A search holds one batch of images at a time, spread over the devices of this process.
+A search holds one batch of images at a time, spread over all devices; several processes search together, each reading
+all images.
 """
 
 from __future__ import annotations
@@ -15,26 +16,31 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from sdd_jax.config import validate
 from sdd_jax.data.cache import cache_dir
-from sdd_jax.data.pipeline import Source
+from sdd_jax.data.pipeline import HostBatch, Source
 from sdd_jax.data.prompts import fill
 from sdd_jax.data.records import to_float
 from sdd_jax.objectives.hqs import HQSOptions, Reading, elements, measure
-from sdd_jax.objectives.selection import Curve, parse_rule, select, timestep_weights
+from sdd_jax.objectives.selection import BLIND, Curve, parse_rule, select, timestep_weights
+from sdd_jax.training.distributed import text_of_first
 from sdd_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, place, replicated
-from sdd_jax.types import Frozen, ModelBundle
+from sdd_jax.types import Batch, Frozen, ModelBundle
 
 DEFAULT_RULE = "threshold:0"
+BATCH = 16
+REVISION = 1
+"""Of what a search computes: raise it when that changes, so that older scores in a cache are not taken for it."""
 _log = logging.getLogger("sdd_jax")
 
 
@@ -104,11 +110,7 @@ def read_search(path: str | Path) -> Search:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; make it with python -m sdd_jax.search")
-    try:
-        content = json.loads(Path(path).read_text())
-        return validate(content, Search, str(path))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not an hqs.json ({error}): make it with python -m sdd_jax.search") from None
+    return _parsed(Path(path).read_text(), path)
 
 
 def write_search(path: Path, search: Search) -> None:
@@ -126,7 +128,7 @@ def run_search(
     prompt: str,
     options: HQSOptions,
     rule: str = DEFAULT_RULE,
-    batch: int = 16,
+    batch: int = BATCH,
 ) -> tuple[Search, np.ndarray]:
     """Scores every timestep of the options' grid over `options.images` records of a source.
 
@@ -141,17 +143,12 @@ def run_search(
     times = options.times(len(model.alphas_cumprod))
     if len(source) < options.images:
         raise ValueError(f"images={options.images}: the data has {len(source)}; ask for at most those")
-    mesh = make_mesh(MeshConfig(), jax.local_devices())
-    batch = -(-min(batch, options.images) // mesh.size) * mesh.size
-    everywhere, split = replicated(mesh), batch_sharding(mesh)
-    frozen = place(frozen, jax.tree.map(lambda _: everywhere, frozen))
-    program = jax.jit(functools.partial(measure, model, options), out_shardings=everywhere)
-    key, on_device = jax.device_put((jax.random.key(options.seed), times), everywhere)
+    read, batch = make_reader(model, frozen, options, batch)
     curve: Curve | None = None
     maps = np.zeros(())
     began = last = time.monotonic()
-    for done, rows in _batches(model, source, prompt, options, batch):
-        reading: Reading = program(frozen, jax.device_put(rows, split), key, on_device)
+    for done, rows in search_batches(model, source, prompt, options, batch):
+        reading = read(rows)
         if curve is None:
             shape = rows["image"].shape if options.pixels else _latent_shape(model, rows["image"].shape)
             curve, maps, began = Curve(times, elements(shape, options)), np.asarray(reading.maps), time.monotonic()
@@ -179,44 +176,31 @@ def run_search(
     return search.with_rule(rule, options.seed), maps
 
 
-def job_search(
-    model: ModelBundle, frozen: Frozen, source: Source, prompt: str, options: HQSOptions, data: Mapping[str, Any]
-) -> Search:
-    """`run_search` at a job's start: its scores are read from the cache where it has run before.
+def make_reader(
+    model: ModelBundle, frozen: Frozen, options: HQSOptions, batch: int
+) -> tuple[Callable[[HostBatch], Reading], int]:
+    """Returns read(rows of `search_batches`) -> their reading, spread over devices, and the size that batches need.
 
-    data: what the source was made of, which names the cache file together with everything else that the scores need.
-
-    Raises:
-        ValueError: as `run_search`; or several processes, which search once beforehand.
+    batch: images at a time, rounded up to a multiple of the devices.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            "config.timesteps: several processes do not search; run python -m sdd_jax.search and set timesteps.path"
-        )
-    made_of = json.dumps([model.content_hash, prompt, dataclasses.asdict(options), dict(data)])
-    path = cache_dir() / f"hqs-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.json"
-    if not path.is_file():
-        _log.info("searching timesteps for %r", prompt)
-        write_search(path, run_search(model, frozen, source, prompt, options, "all")[0])
-    _log.info("timesteps' scores: %s", path)
-    return read_search(path)
+    times = options.times(len(model.alphas_cumprod))
+    mesh = make_mesh(MeshConfig())
+    everywhere, split = replicated(mesh), batch_sharding(mesh)
+    frozen = place(frozen, jax.tree.map(lambda _: everywhere, frozen))
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def program(frozen: Frozen, rows: Batch) -> Reading:
+        return measure(model, options, frozen, rows, jax.random.key(options.seed), jnp.asarray(times))
+
+    def read(rows: HostBatch) -> Reading:
+        return program(frozen, place(rows, dict.fromkeys(rows, split)))
+
+    return read, -(-min(batch, options.images) // mesh.size) * mesh.size
 
 
-def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
-    """Spearman's rank correlation of two [m], ties sharing their mean rank; nan where one is constant."""
-    ranks = [rankdata(x) - (len(x) + 1) / 2 for x in (np.asarray(a), np.asarray(b))]
-    norm = float(np.linalg.norm(ranks[0]) * np.linalg.norm(ranks[1]))
-    return float(ranks[0] @ ranks[1]) / norm if norm else float("nan")
-
-
-def _left(seconds: float, done: int, to_do: int) -> str:
-    """Time for `to_do` images when `done` took `seconds`, the first batch left out, which compiles."""
-    return f"{seconds / done * to_do:.0f}" if done > 0 else "?" if to_do else "0"
-
-
-def _batches(
+def search_batches(
     model: ModelBundle, source: Source, prompt: str, options: HQSOptions, batch: int
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[int, HostBatch]]:
     """(images so far, batch) of equal batches, the last padded with its last row."""
     first = options.seed * options.images
     for start in range(0, options.images, batch):
@@ -232,6 +216,53 @@ def _batches(
         if model.tokenize_2 is not None:
             rows["input_ids_2"] = model.tokenize_2(prompts)
         yield stop, rows
+
+
+def job_search(
+    model: ModelBundle, frozen: Frozen, source: Source, prompt: str, options: HQSOptions, data: Mapping[str, Any]
+) -> Search:
+    """`run_search` at a job's start: its scores are read from the cache where it has run before.
+
+    Several processes search together, and read from the cache of the first, which alone writes to its own.
+
+    data: what the source was made of, which names the cache file together with everything else that the scores need.
+
+    Raises:
+        ValueError: as `run_search`.
+    """
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(frozen["teacher"])})
+    made_of = json.dumps([REVISION, model.content_hash, dtypes, prompt, dataclasses.asdict(options), dict(data)])
+    path = cache_dir() / f"hqs-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.json"
+    first = jax.process_index() == 0
+    kept = text_of_first(path.read_text() if first and path.is_file() else "")
+    if kept:
+        search = _parsed(kept, path)
+    else:
+        _log.info("searching timesteps for %r", prompt)
+        search = run_search(model, frozen, source, prompt, options, "all")[0]
+        if first:
+            write_search(path, search)
+    _log.info("timesteps' scores: %s", path)
+    return search
+
+
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's rank correlation of two [m], ties sharing their mean rank; nan where one is constant."""
+    ranks = [rankdata(x) - (len(x) + 1) / 2 for x in (np.asarray(a), np.asarray(b))]
+    norm = float(np.linalg.norm(ranks[0]) * np.linalg.norm(ranks[1]))
+    return float(ranks[0] @ ranks[1]) / norm if norm else float("nan")
+
+
+def _parsed(text: str, source: str | Path) -> Search:
+    try:
+        return validate(json.loads(text), Search, str(source))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source} is not an hqs.json ({error}): make it with python -m sdd_jax.search") from None
+
+
+def _left(seconds: float, done: int, to_do: int) -> str:
+    """Time for `to_do` images when `done` took `seconds`, the first batch left out, which compiles."""
+    return f"{seconds / done * to_do:.0f}" if done > 0 else "?" if to_do else "0"
 
 
 def _latent_shape(model: ModelBundle, shape: tuple[int, ...]) -> tuple[int, ...]:
