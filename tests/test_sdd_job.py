@@ -17,7 +17,9 @@ from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data.edit_pairs import edit_pairs
 from sdd_jax.evals.editing import COLUMNS as EDITED
 from sdd_jax.jobs.sdd import job as sdd_job
+from sdd_jax.jobs.sdd import report as sdd_report
 from sdd_jax.jobs.sdd import tables as sdd_tables
+from sdd_jax.jobs.sdd.cost import TrainingCost
 from sdd_jax.jobs.sdd.data import EditData
 from sdd_jax.jobs.sdd.hqs import Search, write_search
 from sdd_jax.models.translator import load_translator
@@ -210,7 +212,8 @@ def test_protocols_take_the_run_and_its_export(finished, tmp_path):
     assert np.abs(np.diff(pictures["translate"], axis=0)).max() > 0
 
 
-def test_evaluate_compares_with_editors_and_says_when_training_pays(finished, tiny_world, capsys):
+def test_evaluate_compares_with_editors_and_says_when_training_pays(finished, tiny_world, capsys, monkeypatch):
+    monkeypatch.setattr(sdd_report, "training_cost", lambda job, steps: TrainingCost(steps, step=1.5, search=4.0))
     arguments = [f"--workdir={finished}", "--samples=1", "--steps=2", f"--world={tiny_world}"]
     assert evaluate.main(arguments) == 0
     report = json.loads((finished / "evaluation" / "metrics.json").read_text())
@@ -218,7 +221,7 @@ def test_evaluate_compares_with_editors_and_says_when_training_pays(finished, ti
     rows = report["rows"]
     assert all(np.isfinite(value) for row in rows.values() for value in row.values() if value is not None)
     assert rows["SDD"]["evaluations"] == 1 and rows["DDIB, 2 steps"]["evaluations"] > 2
-    assert set(report["cost"]) == {"train", "manipulator", "editors", "break_even"}
+    assert set(report["cost"]) == {"train", "manipulator", "editors", "break_even"} and report["cost"]["train"] == 7.0
     assert (report["edit"]["attribute"], report["edit"]["value"]) == ("hair", "white")
     out = capsys.readouterr().out
     assert "| SDD |" in out and "break-even" in out and (finished / "evaluation" / "grid.png").is_file()
@@ -258,8 +261,9 @@ def test_the_cost_row_times_editors_beside_the_pass(finished, monkeypatch):
 
     monkeypatch.setattr(sdd_tables, "edited", edited)
     monkeypatch.setattr(sdd_tables, "manipulated", lambda run, pairs: (pairs.image, 1.0))
-    monkeypatch.setattr(sdd_tables, "training_seconds", lambda workdir, step, batch: 30.0)
+    monkeypatch.setattr(sdd_tables, "training_cost", lambda job, steps: TrainingCost(steps, step=10.0, search=10.0))
     found = sdd_tables.cost(finished, 0, {})
     assert asked == [("sdedit", {"steps": 50, "strength": 1.0}, 1), ("ddib", {"steps": 50}, 1)]
     assert found["break_even_sdedit"] == pytest.approx(10.0) and "break_even_ddib" not in found, "never pays"
     assert found["seconds_ddib"] == 0.5 and found["evaluations_sdedit"] == 100
+    assert (found["training"], found["step"], found["search"]) == (30.0, 10.0, 10.0)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from sdd_jax.models.load import load
 from sdd_jax.train import Job, engine_config, make_program, use_compile_cache
 from sdd_jax.training import sharding
 from sdd_jax.training.flops import count_flops
-from sdd_jax.types import ModelBundle
+from sdd_jax.types import ModelBundle, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,28 +136,43 @@ def _training_work(
     """The loop's step on a job's state, on one `fixed` batch or on the job's own stream."""
     if against and fixed is not None:
         check_twin(job, fixed)
+    loop = start_loop(job, stack, fixed)
+    first = loop.batch()
+    return Work(
+        name=job.name if fixed is None else f"{job.name}, one repeated batch",
+        step=loop.step,
+        batch=loop.batch,
+        batch_size=job.batch_size,
+        flops=step_flops(useful, batch_shapes(first, job.batch_size)),
+        twin=training_twin(job, loop.params, first, half) if against else None,
+    )
+
+
+class Loop(NamedTuple):
+    """A job's loop from step 0: step(batch) updates its state and gives the loss, not waited for; batch() the next one.
+
+    params: those that it starts from, until the first step.
+    """
+
+    step: Callable[[Any], jax.Array]
+    batch: Callable[[], Any]
+    params: Params
+
+
+def start_loop(job: Job, stack: contextlib.ExitStack, fixed: Mapping[str, np.ndarray] | None = None) -> Loop:
+    """Lays a job's program out over its mesh, on one `fixed` batch or on its own stream, which `stack` closes."""
     mesh = sharding.make_mesh(engine_config(job.config).mesh)
     program = make_program(job, mesh)
     frozen = sharding.place(job.frozen, sharding.shardings_of(program.frozen))
     states = [program.init(program.init_key, frozen)]
-    next_batch: Callable[[], Any]
-    if fixed is None:
-        batches = Prefetch(job.stream(0), lambda batch: sharding.place_batch(batch, mesh))
-        stack.callback(batches.close)
-        first, next_batch = next(batches), functools.partial(next, batches)
-    else:
-        first = sharding.place_batch(fixed, mesh)
-        next_batch = lambda: first  # noqa: E731
 
     def step(batch: Any) -> jax.Array:
         states[0], metrics = program.step(states[0], frozen, batch, program.step_key)
         return metrics["loss"]
 
-    return Work(
-        name=job.name if fixed is None else f"{job.name}, one repeated batch",
-        step=step,
-        batch=next_batch,
-        batch_size=job.batch_size,
-        flops=step_flops(useful, batch_shapes(first, job.batch_size)),
-        twin=training_twin(job, states[0].params, first, half) if against else None,
-    )
+    if fixed is not None:
+        batch = sharding.place_batch(fixed, mesh)
+        return Loop(step, lambda: batch, states[0].params)
+    batches = Prefetch(job.stream(0), lambda batch: sharding.place_batch(batch, mesh))
+    stack.callback(batches.close)
+    return Loop(step, functools.partial(next, batches), states[0].params)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from sdd_jax.config import defaults_of, validate
 from sdd_jax.data.cache import renderer_hash
@@ -58,6 +59,12 @@ class EditData(ImageOptions):
         if self.source == "portraits":
             return PortraitSource(self.split, self.count, cached=False)
         return open_source(self.images(crop="center"))
+
+
+def edit_data(config: ConfigDict) -> EditData:
+    """The images that a run of either manipulator edits; not those of a generator's codes."""
+    names = {field.name for field in dataclasses.fields(EditData)}
+    return validate({name: value for name, value in config.data.items() if name in names}, EditData, "config.data")
 
 
 class Parts(NamedTuple):

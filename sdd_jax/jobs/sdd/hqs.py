@@ -100,6 +100,12 @@ class TimestepConfig:
             parse_rule(self.rule)
         timestep_weights(self.weights, np.zeros(1))
 
+    @property
+    def searches(self) -> bool:
+        """True where a job with these runs a search of its own."""
+        blind = self.rule and parse_rule(self.rule)[0] in BLIND and self.weights == "uniform"
+        return not (self.path or self.given or blind)
+
 
 def read_search(path: str | Path) -> Search:
     """Reads an hqs.json.

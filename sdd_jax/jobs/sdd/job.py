@@ -38,7 +38,7 @@ from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.identity import FaceIdentity, Identity, TowerIdentity
 from sdd_jax.objectives.manipulators import Manipulator
 from sdd_jax.objectives.sdd import SDD
-from sdd_jax.objectives.selection import BLIND, parse_rule, select
+from sdd_jax.objectives.selection import select
 from sdd_jax.train import Job, Previews
 from sdd_jax.types import Frozen, ModelBundle, Params
 
@@ -199,7 +199,7 @@ def _timesteps(
     data, bundle, parts = setting.data, setting.bundle, setting.parts
     if steps.given:
         return steps.given, None
-    if not steps.path and steps.rule and parse_rule(steps.rule)[0] in BLIND and steps.weights == "uniform":
+    if not steps.path and not steps.searches:
         times = options.times(len(bundle.alphas_cumprod))
         return tuple(select(steps.rule, times, np.zeros(len(times)), options.seed).tolist()), None
     if steps.path:

@@ -13,8 +13,8 @@ method can beat. Editors get full captions of before and after; the manipulator 
 
 SDEdit makes .6 of its steps, as it does where nothing else is asked.
 
-Break-even is eq. 15 of the cost model (`evals.edit_cost`). Training time is steps times the batch over the run's
-median samples per second, as its metrics.jsonl says: without compilation, checkpoints and previews.
+Break-even is eq. 15 of the cost model (`evals.edit_cost`), of times taken in this process, training's too
+(`jobs.sdd.cost`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ from sdd_jax.evals.instruments import Instruments, autoencoded
 from sdd_jax.images import write_grid
 from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.editing.methods import EditRequest, edit
+from sdd_jax.jobs.sdd.cost import training_cost
 from sdd_jax.jobs.sdd.editing import evaluations_of
 from sdd_jax.jobs.sdd.job import make_editor, make_viewer
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
@@ -172,9 +172,10 @@ def report(workdir: Path, flags: ReportFlags) -> str:
         }
         for row, shown in images.items()
     }  # fmt: skip
-    trained = training_seconds(workdir, run.step, run.job.batch_size)
+    trained = training_cost(run.job, run.step)
+    _log.info("training: %.0f s, a step %.3f s, the search %.0f s", trained.seconds, trained.step, trained.search)
     costs = {
-        row: EditCost(train=trained, manipulator=seconds[run.name], editor=spent)
+        row: EditCost(train=trained.seconds, manipulator=seconds[run.name], editor=spent)
         for row, spent in seconds.items()
         if row != run.name
     }
@@ -205,13 +206,6 @@ def world_scorer(world: Path, instruments: Instruments) -> TowerScorer:
     return TowerScorer(instruments.clip, config, text, load_tokenizer(world / "tokenizer"))
 
 
-def training_seconds(workdir: Path, steps: int, batch: int) -> float:
-    """tau_train, s: `steps` at the run's median speed; nan where metrics.jsonl has no speed yet."""
-    lines = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
-    speeds = [line["samples_per_sec"] for line in lines if line.get("samples_per_sec")]
-    return steps * batch / statistics.median(speeds) if speeds else math.nan
-
-
 def in_parts(function: Callable[[np.ndarray], Any], count: int) -> np.ndarray:
     """Applies a function of places to 0..count-1 in batches, the last filled up from the start: one program."""
     parts = []
@@ -238,7 +232,7 @@ def _cost_of(costs: Mapping[str, EditCost]) -> dict[str, Any]:
 
     first = next(iter(costs.values()))
     return {
-        "train": finite(first.train),
+        "train": first.train,
         "manipulator": first.manipulator,
         "editors": {row: cost.editor for row, cost in costs.items()},
         "break_even": {row: finite(cost.break_even) for row, cost in costs.items()},

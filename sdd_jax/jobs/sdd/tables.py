@@ -6,10 +6,10 @@ Each is an evaluation in the sense of `tables.types`: (workdir or None, sampling
 | --- | --- | --- |
 | success .. clip_image | all | against exact counterfactuals and the world's CLIP (`evals.editing`, `.directional`) |
 | evaluations, seconds | all | F and time of one image, compiled and warm |
-| training | manipulators | tau_train of eq. 14, s: steps at the run's median speed |
 | mean_hqs, mean_t, timesteps | SDD | of the timesteps trained on: mean score, mean, how many |
 | hqs@t, H@t, N@t, agreement | scores | means of two disjoint sets of images, and their rank correlation |
-| seconds_M, break_even_M | cost | of an editor M timed in the same process, images from which on training pays (15) |
+| training, step, search | cost | tau_train of eq. 14, s, and its parts, timed in the same process (`jobs.sdd.cost`) |
+| seconds_M, break_even_M | cost | of an editor M timed in it too, images from which on training pays (15) |
 
 A manipulator's row also leaves `evaluation/before_after.png` in its workdir: pictures, edits, exact answers.
 """
@@ -34,7 +34,8 @@ from sdd_jax.evals.edit_cost import EditCost
 from sdd_jax.evals.instruments import autoencoded
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.methods import frozen_of
-from sdd_jax.jobs.sdd.data import EditData
+from sdd_jax.jobs.sdd.cost import training_cost
+from sdd_jax.jobs.sdd.data import EditData, edit_data
 from sdd_jax.jobs.sdd.hqs import job_search, rank_correlation
 from sdd_jax.jobs.sdd.report import (
     BATCH,
@@ -47,7 +48,6 @@ from sdd_jax.jobs.sdd.report import (
     manipulated,
     measures,
     open_manipulator,
-    training_seconds,
     world_scorer,
 )
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
@@ -126,25 +126,25 @@ def manipulator(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> 
         **_timesteps(run, asked.search),
         "evaluations": run.evaluations,
         "seconds": seconds,
-        "training": training_seconds(workdir, run.step, run.job.batch_size),
     }
     return _finite(found)
 
 
 def cost(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
-    """The cost model (eqs. 13-15), all times but the training's taken in this process, one image at a time."""
+    """The cost model (eqs. 13-15), all times taken in this process; of passes and editors one image at a time."""
     assert workdir is not None
     asked = validate(options, CostOptions, "options")
     run = open_manipulator(workdir)
     pairs = edit_pairs([run.edit], 1)
     _, one_pass = manipulated(run, pairs)
-    trained = training_seconds(workdir, run.step, run.job.batch_size)
-    found = {"evaluations": run.evaluations, "seconds": one_pass, "training": trained}
+    trained = training_cost(run.job, run.step)
+    found = {"evaluations": run.evaluations, "seconds": one_pass}
+    found |= {"training": trained.seconds, "step": trained.step, "search": trained.search}
     for method in EDITORS.values():
         model, frozen = run.manipulator.model, run.job.frozen
         settings = {"steps": asked.steps, **({"strength": 1.0} if method == "sdedit" else {})}
         _, count, seconds = edited(method, model, frozen, pairs, settings, seed)
-        pays = EditCost(train=trained, manipulator=one_pass, editor=seconds).break_even
+        pays = EditCost(train=trained.seconds, manipulator=one_pass, editor=seconds).break_even
         found |= {f"seconds_{method}": seconds, f"evaluations_{method}": count, f"break_even_{method}": pays}
     return _finite(found)
 
@@ -225,8 +225,7 @@ def _timesteps(run: Run, reading: Mapping[str, Any]) -> Metrics:
     objective, config = run.job.objective, run.job.config
     if not isinstance(objective, SDD):
         return {}
-    fields = [field.name for field in dataclasses.fields(EditData)]
-    data = validate({name: config.data[name] for name in fields if name in config.data}, EditData, "config.data")
+    data = edit_data(config)
     options = validate({**config.search, **reading}, HQSOptions, "config.search")
     search = job_search(objective.model, run.job.frozen, data.open(), data.prompt, options, data.facts)
     known = dict(zip(search.t, search.hqs, strict=True))
