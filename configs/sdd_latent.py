@@ -19,7 +19,7 @@ Variants combine with commas: `configs/sdd_latent.py:sd15,angry`. The prompt is 
 (`sdd_jax/data/prompts.py`). `config.timesteps.path` takes the hqs.json of `python -m sdd_jax.search`; without it the
 search runs at the start, as `config.search` says, and is kept in the cache: the released code's gradients (no Jacobian,
 |d|, w = 100) times training's weight sigma_t^2 (`search.weighted`), in the paper's score. Eq. 8 as it stands is
-`search.jacobian=true`, `search.absolute=false`, `search.weighted=false`; docs/sdd.md has the curves of both.
+`search.jacobian=true`, `search.absolute=false`, `search.weighted=false`; `sdd-fig4` has the curves of both.
 
 By count a training is 5F x 8 x 750 = 30 000 F and a search 2F x 64 x 17 = 2 200 F with as many passes of the encoder:
 three minutes on two cores at 100 F/s a core, which leaves two of five for compilation, previews and slower cores.
@@ -123,7 +123,6 @@ def _stable_diffusion(config: ml_collections.ConfigDict, model: str, size: int, 
     config.update(steps=4_000, batch_size=8, ema=0.999, log_every=50, checkpoint_every=500, preview_every=500)
     config.optimizer.update(learning_rate=2e-5, warmup_steps=100)
     config.data.update(source="folder", size=size, prompt=prompt)
-    config.search.images = 200
     config.objective.update(guidance=100.0, top_k=1024, l2_weight=2.0)
 
 

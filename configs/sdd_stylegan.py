@@ -95,7 +95,6 @@ def _faces(config: ml_collections.ConfigDict, edit: str, names: list[str]) -> No
         config.manipulator.levels = ("medium", "fine")
     source = "folder" if "sd15_images" in names else "codes"
     config.data.update(source=source, size=256, prompt=FACE_PROMPTS[edit])
-    config.search.images = 200
     config.objective.update(guidance=100.0, top_k=1024, sds_weight=8192.0, l2_weight=10.0)
     if edit != "side_view":
         config.identity.update(kind="arcface", path="")

@@ -75,7 +75,7 @@ class HQSOptions:
     first: int = 100
     last: int = 900
     stride: int = 50
-    images: int = 200
+    images: int = 64
     draws: int = 1
     seed: int = 0
 

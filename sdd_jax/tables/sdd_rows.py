@@ -36,9 +36,10 @@ MANIPULATOR, COSTS, EDITOR, SOURCE, ANSWER, REBUILT, SCORES = (
     f"sdd_jax.jobs.sdd.tables:{name}"
     for name in ("manipulator", "cost", "editor", "source", "answer", "rebuilt", "scores")
 )
-EQ_8: dict[str, Any] = {"jacobian": True, "absolute": False, "weighted": False, "guidance": 100.0, "images": 64}
+EQ_8: dict[str, Any] = {"jacobian": True, "absolute": False, "weighted": False, "guidance": 100.0}
 RELEASED: dict[str, Any] = {**EQ_8, "jacobian": False, "absolute": True}
 SEARCH = {**RELEASED, "weighted": True}
+"""`config.search` of the trainings, chosen before any of them had run."""
 DEFAULTS = "eq. 8, w = 100"
 READINGS = {
     DEFAULTS: EQ_8,
@@ -46,7 +47,7 @@ READINGS = {
     "gradients as released": RELEASED,
     "eq. 8, w = 7.5": {**EQ_8, "guidance": 7.5},
 }
-"""Of the score; the first is `python -m sdd_jax.search` as it stands, but for 64 images in place of 200."""
+"""Of the score; the first is `python -m sdd_jax.search` at its defaults."""
 PINNED = ("search.jacobian=False", "search.absolute=True", "search.weighted=True", "search.guidance=100.0")
 """Of trainings that never read the search: another reading in the config leaves them as they are."""
 COLUMNS = (
@@ -190,20 +191,29 @@ def significant(n: int) -> float:
 
 
 def follows(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
-    """The rows' metric ranks as `hqs@t` of their timesteps does: a correlation that chance has once in twenty."""
+    """The rows' metric ranks as `hqs@t` of their timesteps does: a correlation that chance has once in twenty.
+
+    The evidence has the metric's correlations with N alone, H alone and t beside it, for a score may owe its own to one
+    of them, and the ties, of which the bar knows nothing.
+    """
     least = significant(len(rows))
 
     def decide(measured: Measured) -> Verdict:
         values = [read(measured, row, metric) for row in rows.values()]
-        scored = [read(measured, scores, f"hqs@{t}").mean for t in rows]
+        scored, n, h = ([read(measured, scores, f"{name}@{t}").mean for t in rows] for name in ("hqs", "N", "H"))
         if len({value.mean for value in values}) < 2:
             raise Unmeasured(f"{metric} is {values[0].mean:g} in every row: nothing to rank")
         if len(set(scored)) < 2:
             raise Unmeasured(f"{scores} is {scored[0]:g} at every timestep: nothing to rank by")
-        rho = rank_correlation([value.mean for value in values], scored)
+        means = [value.mean for value in values]
+        rho, *others = (rank_correlation(means, by) for by in (scored, n, h, list(rows)))
+        beside = "with N alone {:.3f}, with H alone {:.3f}, with t, and so with sigma_t^2, {:.3f}".format(*others)
+        tied = sum(means.count(mean) > 1 for mean in means)
+        ties = f"; {tied} of {len(rows)} tie in {metric}, the asked is without ties" if tied else ""
         shown = ", ".join(f"t={t}: {metric} {v} at HQS {s:.2f}" for t, v, s in zip(rows, values, scored, strict=True))
         holds = rho > least or math.isclose(rho, least)
-        return Verdict(holds, f"rank correlation {rho:.3f} over {len(rows)} timesteps, asked {least:.3f}: {shown}")
+        found = f"rank correlation {rho:.3f} over {len(rows)} timesteps, asked {least:.3f}"
+        return Verdict(holds, f"{found} ({beside}{ties}): {shown}")
 
     return Check((scores, *rows.values()), decide)
 

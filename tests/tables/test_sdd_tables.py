@@ -12,7 +12,7 @@ from sdd_jax.data.cache import renderer_hash
 from sdd_jax.data.prompts import PORTRAIT_FIELDS, check_template, edit_of
 from sdd_jax.jobs.sdd import tables as sdd_tables
 from sdd_jax.jobs.sdd.data import EditData
-from sdd_jax.jobs.sdd.hqs import Search
+from sdd_jax.jobs.sdd.hqs import Search, rank_correlation
 from sdd_jax.jobs.sdd.style_codes import StyleData
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.selection import parse_rule
@@ -20,6 +20,7 @@ from sdd_jax.tables import cache as cache_module
 from sdd_jax.tables import dds, edit_grids, sdd, sdd_rows
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.claims import judge
+from sdd_jax.tables.plots import curve
 from sdd_jax.tables.sdd_rows import EDITS, PINNED, PROMPTS, READINGS, SEARCH, STRATEGIES, TIMESTEPS
 from sdd_jax.tables.types import Stat, Table
 from sdd_jax.train import EngineConfig
@@ -150,6 +151,8 @@ def single(values, scores, name="HQS, white hair", metric="success"):
     names = sdd.SINGLE["white hair"]
     measured = {row: {metric: stat(s, 1)} for row, s in zip(names.values(), values, strict=True)}
     measured[name] = {f"hqs@{t}": stat(s, 1) for t, s in zip(names, scores, strict=True)}
+    measured[name] |= {f"N@{t}": stat(s**2, 1) for t, s in zip(names, scores, strict=True)}
+    measured[name] |= {f"H@{t}": stat(t % 400, 1) for t in names}
     return measured
 
 
@@ -181,15 +184,33 @@ def test_the_central_claim_is_a_rank_correlation(successes, rho, holds):
     assert judge(sdd.FIG4.claims[1], nearer).holds and judge(sdd.FIG4.claims[0], nearer).holds is None
 
 
+def test_the_central_claim_says_what_else_ranks_as_well_and_what_ties():
+    """Success follows t to the letter, and so does the score; its square N turns back in the middle."""
+    scores = np.array([-3.0, -2, -1, 0, 1, 2, 3])
+    evidence = judge(sdd.FIG4.claims[0], single(np.linspace(0, 1, 7), scores)).evidence
+    h = rank_correlation([t % 400 for t in sdd.SINGLE["white hair"]], np.arange(7))
+    assert "asked 0.714 (with N alone 0.000, with H alone" in evidence and "tie" not in evidence
+    assert f"with H alone {h:.3f}, with t, and so with sigma_t^2, 1.000): t=100: success 0 at HQS -3.00" in evidence
+    tied = judge(sdd.FIG4.claims[0], single([0.0, 0.0, 0.0, 0.2, 0.4, 1.0, 1.0], scores))
+    assert tied.holds and "; 5 of 7 tie in success, the asked is without ties)" in tied.evidence
+
+
+def test_single_timesteps_are_drawn_against_their_score():
+    plots = [plot for plot in sdd.FIG4.plots if plot.against]
+    assert {plot.rows for plot in plots} == {tuple(names.values()) for names in sdd.SINGLE.values()} and len(plots) == 6
+    measured = {row: {"success": stat(0.5, 1), "mean_hqs": stat(i / 7, 1)} for i, row in enumerate(plots[0].rows)}
+    assert curve(plots[0], measured[plots[0].rows[2]]) == [(2 / 7, stat(0.5, 1))]
+
+
 def test_the_central_claim_is_asked_of_every_prompt_and_reading():
     eq_8 = "HQS, white hair, eq. 8, w = 7.5"
     claims = [claim for claim in sdd.FIG4.claims if claim.check.rows[:2] == (eq_8, "white hair, t = 100")]
     verdict = judge(claims[0], single(np.linspace(0, 1, 7), np.arange(7), eq_8))
     assert verdict.holds and judge(sdd.FIG4.claims[0], single(np.ones(7), np.ones(7), eq_8)).holds is None
     rows = {row.name: row for row in sdd.FIG4.rows}
-    assert HQSOptions(**rows[eq_8].options["search"]) == HQSOptions(guidance=7.5, images=64)
+    assert HQSOptions(**rows[eq_8].options["search"]) == HQSOptions(guidance=7.5)
     for prompt in PROMPTS:
-        assert HQSOptions(**rows[f"HQS, {prompt}"].options["search"]) == HQSOptions(images=64), "search's defaults"
+        assert HQSOptions(**rows[f"HQS, {prompt}"].options["search"]) == HQSOptions(), "search's defaults"
     ranked = [claim.check.rows for claim in sdd.FIG4.claims if len(claim.check.rows) > 1]
     for edit, names in sdd.SINGLE.items():
         for scores in (f"HQS, {edit}", f"HQS, {edit}, as trainings search"):
