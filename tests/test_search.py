@@ -27,6 +27,7 @@ from sdd_jax.jobs.sdd.hqs import (
     run_search,
     write_search,
 )
+from sdd_jax.jobs.sdd.hqs_plot import plot_search
 from sdd_jax.objectives.hqs import HQSOptions
 
 KEYS = ["prompt", "model", "options", "t", "H", "N", "hqs", "stderr", "selected", "rule"]
@@ -148,6 +149,15 @@ def test_a_search_survives_its_file(found, tmp_path):
     np.testing.assert_allclose(back.weights("uniform"), 0.5)
     scores = np.asarray([back.hqs[back.t.index(t)] for t in back.selected]) + 1
     np.testing.assert_allclose(back.weights("hqs"), scores / scores.sum(), rtol=1e-6)
+
+
+def test_every_timestep_has_its_thumbnail(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axes, shown, **_: drawn.append(shown[0, 0]))
+    t = tuple(range(100, 901, 50))
+    search = Search(prompt="", model="", options={"images": 1}, t=t, H=t, N=t, hqs=t, stderr=t, selected=t, rule="all")
+    plot_search(tmp_path / "hqs.png", search, np.arange(17.0)[:, None, None] * np.ones((1, 4, 4)))
+    assert drawn == list(range(17)) and (tmp_path / "hqs.png").is_file()
 
 
 def test_a_job_searches_once(array_cache, monkeypatch):

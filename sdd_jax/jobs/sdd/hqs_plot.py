@@ -10,14 +10,17 @@ from matplotlib.figure import Figure
 
 from sdd_jax.jobs.sdd.hqs import Search
 
-THUMBNAILS = 12
+IN_A_ROW = 12
+"""Thumbnails, at most; longer grids take several rows."""
 
 
 def plot_search(path: Path, search: Search, maps: np.ndarray) -> None:
     """Writes the picture as a PNG, atomically. maps: mean |d| at each timestep, f32[m,s,s]."""
-    figure = Figure(figsize=(10, 8), layout="constrained")
+    rows = -(-len(search.t) // IN_A_ROW)
+    thumbnails = 0.7 + 1.2 * rows
+    figure = Figure(figsize=(10, 6.2 + thumbnails), layout="constrained")
     FigureCanvasAgg(figure)
-    above = figure.add_gridspec(2, 1, height_ratios=(3, 0.9))
+    above = figure.add_gridspec(2, 1, height_ratios=(6.2, thumbnails))
     top, bottom = (figure.add_subfigure(above[i]) for i in (0, 1))
     axes = top.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     t, hqs = np.asarray(search.t), np.asarray(search.hqs)
@@ -36,12 +39,12 @@ def plot_search(path: Path, search: Search, maps: np.ndarray) -> None:
     axes[2].set_xlabel("timestep t")
     for axis in axes:
         axis.grid(alpha=0.3)
-    shown = np.unique(np.linspace(0, len(t) - 1, min(THUMBNAILS, len(t))).round().astype(int))
-    pictures = bottom.subplots(1, len(shown), squeeze=False)
-    for axis, i in zip(pictures[0], shown, strict=True):
-        axis.imshow(maps[i], cmap="magma", vmax=np.quantile(maps[i], 0.995))
-        axis.set_title(f"t = {t[i]}", fontsize=8, color="tab:red" if chosen[i] else "black")
+    pictures = bottom.subplots(rows, -(-len(t) // rows), squeeze=False).ravel()
+    for axis in pictures:
         axis.set_axis_off()
+    for axis, timestep, selected, shown in zip(pictures, t, chosen, maps, strict=False):
+        axis.imshow(shown, cmap="magma", vmax=np.quantile(shown, 0.995))
+        axis.set_title(f"t = {timestep}", fontsize=8, color="tab:red" if selected else "black")
     bottom.suptitle("|d| of one image, each timestep on its own scale", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
