@@ -201,7 +201,7 @@ def finished(tiny_world, style_world, tmp_path_factory):
 def test_a_run_trains_previews_and_exports(finished, tmp_path):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line[name]) for line in lines for name in ("loss", "gradient", "l2"))
-    assert lines[0]["l2"] != lines[1]["l2"]
+    assert lines[0]["l2"] == 0 and lines[1]["l2"] > 0, "the mapper starts as the identity"
     with Image.open(finished / "samples" / "00000002.png") as grid:
         assert grid.height > 3 * 64
     job, params, _ = open_run(finished)

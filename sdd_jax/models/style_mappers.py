@@ -109,10 +109,17 @@ class StyleMapper(nn.Module):
         return jnp.concatenate(parts, 1)
 
 
-def init_mapper(rng: jax.Array, config: MapperConfig, code: Any) -> Params:
-    """Returns fresh float32 parameters for codes of the shapes of `code` (arrays, or `jax.ShapeDtypeStruct`s)."""
+def init_mapper(rng: jax.Array, config: MapperConfig, code: Any, *, zero: bool = False) -> Params:
+    """Returns fresh float32 parameters for codes of the shapes of `code` (arrays, or `jax.ShapeDtypeStruct`s).
+
+    zero: the last layers are 0, so that M(code) is 0 until a gradient, which reaches them, has moved them.
+    """
     zeros = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:])), code)
-    return StyleMapper(config).init(rng, zeros)["params"]
+    params: Params = StyleMapper(config).init(rng, zeros)["params"]
+    if not zero:
+        return params
+    last = f"mapping_{LAYERS}"
+    return {name: {**mapper, last: jax.tree.map(jnp.zeros_like, mapper[last])} for name, mapper in params.items()}
 
 
 def apply_mapper(config: MapperConfig, params: Params, code: Any) -> Any:

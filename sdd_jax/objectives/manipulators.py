@@ -117,7 +117,7 @@ class StyleManipulator:
 
     frozen: `generator`, its parameters; `mapper`, where training starts from a trained one; `vae`; and where images are
     edited, which needs an `encoder`, its parameters under that name and `latent_avg` f32[n,d]. A batch holds `codes`
-    f32[b,n,d] of W+, or images to encode.
+    f32[b,n,d] of W+, or images to encode. zero_start: a fresh mapper changes nothing; published ones start at random.
     """
 
     model: ModelBundle
@@ -125,6 +125,7 @@ class StyleManipulator:
     mapper: MapperConfig = MapperConfig()
     encoder: E4EConfig | None = None
     delta_scale: float = 0.1
+    zero_start: bool = False
 
     @property
     def side(self) -> int:
@@ -143,7 +144,7 @@ class StyleManipulator:
         """A fresh mapper, or the given one."""
         if "mapper" in frozen:
             return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), frozen["mapper"])
-        return init_mapper(rng, self.mapper, self.code_shapes)
+        return init_mapper(rng, self.mapper, self.code_shapes, zero=self.zero_start)
 
     def source(self, frozen: Frozen, batch: Batch, rng: jax.Array | None) -> Code:
         """The batch's codes, or its images' by the encoder; of the same image always the same."""

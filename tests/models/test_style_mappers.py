@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from sdd_jax.models import style_mappers
-from sdd_jax.models.style_mappers import MapperConfig, apply_mapper, load_mapper, mapper_params, save_mapper
+from sdd_jax.models.style_mappers import (
+    MapperConfig,
+    apply_mapper,
+    init_mapper,
+    load_mapper,
+    mapper_params,
+    save_mapper,
+)
 
 torch = pytest.importorskip("torch")
 from torch_parity import relative_error  # noqa: E402
@@ -104,6 +111,19 @@ def test_at_1024_px_styles_have_26_layers_of_which_9_make_rgb():
             lambda key, kind=kind: style_mappers.init_mapper(key, MapperConfig(kind=kind), shapes), jax.random.key(0)
         )
         assert len(init) == count and len(jax.tree.leaves(init)) == 8 * count
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("levels", jnp.ones((2, COUNT, WIDTH))), ("styles", [jnp.ones((2, c)) for c in STYLES])]
+)
+def test_a_mapper_that_starts_at_zero_changes_nothing_and_learns(kind, code):
+    config = MapperConfig(kind=kind)
+    params = init_mapper(jax.random.key(0), config, code, zero=True)
+    assert not any(map(np.any, jax.tree.leaves(apply_mapper(config, params, code))))
+    sums = jax.grad(lambda p: sum(jnp.sum(x) for x in jax.tree.leaves(apply_mapper(config, p, code))))(params)
+    assert all(np.any(leaf) for mapper in sums.values() for leaf in jax.tree.leaves(mapper["mapping_4"]))
+    fresh = init_mapper(jax.random.key(0), config, code)
+    assert all(np.any(x) for x in jax.tree.leaves(apply_mapper(config, fresh, code)))
 
 
 def test_single_and_round_trips(tmp_path):

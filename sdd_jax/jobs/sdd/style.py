@@ -50,7 +50,8 @@ class StyleConfig:
     """Config of the manipulator.
 
     generator: see the module's text. encoder: an e4e checkpoint; "" is the world's, or none. mapping, levels: the
-    mapper (`models.style_mappers`). mapper: a trained one to start from. delta_scale: see `StyleManipulator`.
+    mapper (`models.style_mappers`). mapper: a trained one to start from. delta_scale, zero_start: see
+    `StyleManipulator`.
     """
 
     kind: str = "stylegan"
@@ -60,6 +61,7 @@ class StyleConfig:
     levels: tuple[str, ...] = ("coarse", "medium", "fine")
     mapper: str = ""
     delta_scale: float = 0.1
+    zero_start: bool = False
 
     def __post_init__(self) -> None:
         if not self.generator:
@@ -120,6 +122,7 @@ def style_parts(
         mapper=chosen.network,
         encoder=None if encoder is None else encoder.config,
         delta_scale=chosen.delta_scale,
+        zero_start=chosen.zero_start,
     )
     frozen = {**frozen, "generator": generator.params}
     hashes = {"generator": tree_hash(generator.params)}
