@@ -94,6 +94,20 @@ def test_the_published_encoder_has_569_tensors():
     assert e4e.encoder_config_of(empty) == E4EConfig()
 
 
+@pytest.mark.slow
+def test_the_full_size_matches_pytorch():
+    theirs = randomised(Editor())
+    tensors = {name: value.numpy() for name, value in theirs.state_dict().items() if value.is_floating_point()}
+    config, image = E4EConfig(), np.random.default_rng(0).uniform(-1, 1, (1, 256, 256, 3)).astype(np.float32)
+    with torch.no_grad():
+        want = theirs(nchw(image))
+    params = e4e.encoder_params(tensors, config, source="file")
+    got = jax.jit(lambda params, image: E4E(config).apply({"params": params}, image))(params, image)
+    error = relative_error(got, want)
+    print(f"e4e at 256 px, 18 codes: relative error {error:.2g}")
+    assert got.shape == (1, 18, 512) and error < TOLERANCE
+
+
 def test_a_directory_round_trip(tmp_path, small):
     params = e4e.encoder_params(small[1], CONFIG, source="file")
     average = np.arange(12, dtype=np.float32)[None].repeat(9, 0)
