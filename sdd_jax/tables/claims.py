@@ -195,7 +195,7 @@ def settled(table: Table) -> Table:
     def waiting(check: Check) -> Check:
         def decide(measured: Measured) -> Verdict:
             for name in check.rows:
-                if max(found.runs for found in measured[name].values()) < least[name]:
+                if max((found.runs for found in measured[name].values()), default=0) < least[name]:
                     raise Unmeasured(f"{name} has one seed so far: nothing says what a seed does")
             return check.decide(measured)
 

@@ -15,7 +15,7 @@ from typing import Any
 from sdd_jax.tables.claims import every
 from sdd_jax.tables.icd_checks import exponential, rises, undominated
 from sdd_jax.tables.icd_rows import AT_W, GUIDED, SCHEDULES, STEPS, TRAINING, TWICE, WITH_BOTH
-from sdd_jax.tables.paired import closes_in_every_seed, in_every_seed
+from sdd_jax.tables.paired import at_shared_seeds, closes_in_every_seed, in_every_seed
 from sdd_jax.tables.types import Claim, Column, Plot, Row, Table
 
 TAUS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -150,3 +150,5 @@ FIG11 = Table(
         Plot(name="mse", metric="mse", label="training iteration"),
     ),
 )  # fmt: skip
+
+FIG4, FIG5, FIG11 = map(at_shared_seeds, (FIG4, FIG5, FIG11))

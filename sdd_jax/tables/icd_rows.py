@@ -1,8 +1,9 @@
 """What iCD's tables share: the trainings, and the names of the evaluations.
 
 Every training of stage 2 starts from the one of stage 1 of its seed, and all have the same steps and batch, as in the
-paper: compared are equal numbers of updates, not equal costs. Two training seeds each: the spread of a row is between
-them, on the same pictures.
+paper: compared are equal numbers of updates, not equal costs. Trained twice are stage 1, rows C, F and G of table 2 and
+what edits: the spread of such a row is between its trainings, on the same pictures. The ablations A, B and E and the
+three steps are trained once, with seed 0: claims that read them compare that training's runs (`at_shared_seeds`).
 
 The budget is 15 minutes for a training on two CPU cores. One forward of the UNet for one sample is F; training it as a
 plain diffusion model (3F) makes 14 samples a second on one core, 42 F, and two cores are planned as 75 F a second.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from sdd_jax.tables.types import Training
 
-TWICE = (0, 1)
+TWICE, ONCE = (0, 1), (0,)
 SCALES = (1, 2, 3, 4, 6)
 TAU = 0.7
 STEPS = {"stage1": (640, 16), "stage2": (360, 8)}

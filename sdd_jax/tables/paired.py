@@ -6,6 +6,8 @@
 | `leads_in_every_seed(metric, (a, b), (c, d), better=...)` | in each run a's lead over b exceeds c's over d |
 | `closes_in_every_seed(metric, a, worst, best, share=0.7)` | in each run a closes that share of a gap |
 
+`at_shared_seeds(table)` reads every claim, of any check, at the training seeds that its rows share.
+
 Runs of one sampling seed read the same pictures from the same noise, and those of one training seed start from the same
 weights and see the same stream: what pictures and starts differ in cancels between them, where the spread of `claims`
 holds it. A row that trains nothing is read beside every training of the others. Two such runs are the least: a claim
@@ -14,10 +16,11 @@ is null below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
-from sdd_jax.tables.claims import Group, Unmeasured, read
-from sdd_jax.tables.types import Check, Measured, Stat, Verdict
+from sdd_jax.tables.claims import Group, Unmeasured, read, settled
+from sdd_jax.tables.types import Check, Claim, Measured, Stat, Table, Verdict, stat
 
 LEAST = 2
 _SIGN = {"higher": 1, "lower": -1}
@@ -77,6 +80,36 @@ def closes_in_every_seed(
         return Verdict(won == runs, f"{shown}; closes {share:.0%} of a gap in {won} of {runs} runs")
 
     return Check((row, worst, best), decide)
+
+
+def at_shared_seeds(table: Table) -> Table:
+    """`settled`, with each claim read at the training seeds that all its trained rows are planned with.
+
+    The evidence names the rows that are trained once.
+    """
+    claims = tuple(dataclasses.replace(claim, check=_at_shared_seeds(table, claim)) for claim in table.claims)
+    return dataclasses.replace(table, claims=claims)
+
+
+def _at_shared_seeds(table: Table, claim: Claim) -> Check:
+    planned = {row.name: row.seeds for row in table.rows if row.training and row.name in claim.check.rows}
+    shared = tuple(seed for seed in next(iter(planned.values()), ()) if all(seed in own for own in planned.values()))
+    rows = tuple(dataclasses.replace(row, seeds=shared) if row.name in planned else row for row in table.rows)
+    check = settled(dataclasses.replace(table, rows=rows, claims=(claim,))).claims[0].check
+    once = ", ".join(name for name, seeds in planned.items() if len(seeds) == 1)
+
+    def decide(measured: Measured) -> Verdict:
+        verdict = check.decide({**measured, **{name: _of_seeds(measured[name], shared) for name in planned}})
+        said = f"; of training seed {shared[0]}, the only one of {once}" if once else ""
+        return verdict._replace(evidence=verdict.evidence + said)
+
+    return Check(check.rows, decide)
+
+
+def _of_seeds(metrics: Mapping[str, Stat], training: tuple[int, ...]) -> dict[str, Stat]:
+    """A trained row's metrics over the runs of these training seeds; those that have none are left out."""
+    kept = {name: {seeds: x for seeds, x in found.values if seeds[0] in training} for name, found in metrics.items()}
+    return {name: stat(values) for name, values in kept.items() if values}
 
 
 def always(holds: Callable[..., bool], *stats: Stat) -> bool:

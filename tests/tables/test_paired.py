@@ -2,9 +2,9 @@
 
 import pytest
 
-from sdd_jax.tables.claims import judge, order
-from sdd_jax.tables.paired import aligned, closes_in_every_seed, in_every_seed, leads_in_every_seed
-from sdd_jax.tables.types import Claim, stat
+from sdd_jax.tables.claims import close, judge, order
+from sdd_jax.tables.paired import aligned, at_shared_seeds, closes_in_every_seed, in_every_seed, leads_in_every_seed
+from sdd_jax.tables.types import Claim, Row, Table, Training, stat
 
 
 def trained(*values, metric="m"):
@@ -79,3 +79,35 @@ def test_one_run_decides_nothing():
     assert decide(in_every_seed("m", "a", "b", better="higher"), {"a": alone["a"]}).holds is None
     with pytest.raises(ValueError, match="two groups"):
         in_every_seed("m", "a", better="higher")
+
+
+TRAINING = Training(config="x.py")
+PLAN = (
+    Row(name="good", training=TRAINING, seeds=(0, 1), evaluation="m:f"),
+    Row(name="lucky", training=TRAINING, seeds=(0, 1), evaluation="m:f"),
+    Row(name="once", training=TRAINING, evaluation="m:f"),
+    Row(name="teacher", evaluation="m:f"),
+)
+HALF, LATER = {"m": stat({(0, 0): 1.0})}, {"m": stat({(1, 0): 1.0})}
+FIRST = {"good": {"m": stat({(0, 0): 11.0, (0, 1): 21.0})}, "once": {"m": stat({(0, 0): 10.0, (0, 1): 20.0})}}
+
+
+@pytest.mark.parametrize(
+    ("check", "rows", "holds", "evidence"),
+    [
+        (in_every_seed("m", "good", "once", better="higher"), FIRST, True, "in 2 of 2 runs; of training seed 0"),
+        (close("m", "good", "once", margin=1.0), {**ROWS, **FIRST, "good": ROWS["good"]}, True, "good 16 ± 7.1"),
+        (close("m", "once", "teacher", margin=2.0), {**ROWS, **FIRST}, True, "the only one of once"),
+        (in_every_seed("m", "good", "lucky", better="higher"), {**ROWS, **FIRST}, None, "good has one seed so far"),
+        (in_every_seed("m", "good", "lucky", better="higher"), ROWS, False, "in 1 of 4 runs"),
+        (in_every_seed("m", "good", "once", better="higher"), ROWS | {"once": HALF}, None, "once has one seed"),
+        (in_every_seed("m", "good", "once", better="higher"), FIRST | {"good": LATER}, None, "good has one seed"),
+    ],
+)  # fmt: skip
+def test_claims_are_read_at_the_seeds_that_rows_share(check, rows, holds, evidence):
+    """Of rows trained twice a claim waits for both, unless it compares them with one that is trained once."""
+    claim = Claim(text="", check=check)
+    (found,) = at_shared_seeds(Table(name="t", title="", paper="", rows=PLAN, claims=(claim,))).claims
+    verdict = judge(found, rows)
+    assert verdict.holds is holds and evidence in verdict.evidence
+    assert (" the only one of once" in verdict.evidence) is (holds is not None and "once" in check.rows)
