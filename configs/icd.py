@@ -8,7 +8,7 @@
 | variant | what | hardware |
 | --- | --- | --- |
 | stage1 (and none) | guidance distillation of the embedded teacher, w in {1, 2, 3, 4, 6}, all weights | two CPU cores |
-| stage2 | reverse and forward model in 4 jumps, tau .8, full weights; set config.teacher.workdir | two CPU cores |
+| stage2 | both models in 4 jumps, tau .8 (sdxl: .7), full weights; set config.teacher.workdir | two CPU cores |
 | long | four times the steps of either | two CPU cores |
 | lora | LoRA of rank 64, alpha 8, in place of full weights (stage 1: with the projection of w) | |
 | full | full weights with sd15, sd21 or sdxl | |
@@ -106,7 +106,7 @@ def _second(config: ml_collections.ConfigDict, names: list[str], model: str) -> 
     config.partner = ml_collections.ConfigDict({"workdir": ""})
     of_one = {"reverse", "forward"} & set(names)
     config.objective.update(
-        boundaries="4_tau0.8",
+        boundaries="4_tau0.7" if model == "sdxl" else "4_tau0.8",
         alternating=False,
         grid_steps=50,
         reverse_weight=float("forward" not in names),
