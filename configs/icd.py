@@ -18,7 +18,8 @@
 
 Stage 2's other configurations of jumps: `--config.objective.boundaries=4_tau0.7`, `3_tau0.7`, `2`, or the times where
 the reverse model's jumps start, `259,519,779,999`. `--config.objective.alternating=true`: an optimiser update for each
-loss, as in the released code, in place of one for their sum.
+loss in place of one for their sum, each with moments of its own; the released code alternates, too, but there the two
+losses of a model share an optimiser.
 
 Published: SD1.5 w in {1, 8, 12, 16, 20}, batch 512, SDXL ten scales up to 20, batch 128; 6000 iterations at 8e-6, 36 h
 and 68 h on 8 A100. Variants combine with commas: `configs/icd.py:stage2,sd15`.

@@ -19,8 +19,9 @@ of stage 1 and costs one pass, being embedded. (low, high) are the forward jumps
 run at w = 1 there.
 
 Departures. The released code takes alphas_cumprod[0] in place of 1 at t' = 0, where f(z, t, t) = z then fails; here t'
-= 0 is CLEAN. The paper sums (eq. 5); the released loop takes four optimiser steps an iteration instead, which is
-`alternating` here: a `Phase` each, with its own optimiser state, so that under Adam lambda does not act at all.
+= 0 is CLEAN. The paper sums (eq. 5); the released loop takes four optimiser steps an iteration instead. `alternating`
+does so, too, but not as released: each term is a `Phase` with its own optimiser state, so that under Adam lambda does
+not act at all, where the two losses of a model there share one state, through whose moments it acts.
 
 Trained: two adapters on the frozen teacher, or two full copies of it. `params` holds 'reverse' and 'forward'; a model
 none of whose two losses has a weight is not trained, and where a preservation loss needs it, it is read from `frozen`.
