@@ -1,5 +1,7 @@
 """What iCD's jobs share, on stand-ins and random models: what tables measure, boundaries, exported pairs."""
 
+import dataclasses
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,13 @@ import torch
 
 import sdd_jax
 from sdd_jax.diffusion.guidance import guidance_embedding
-from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries
+from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries, forward_target, reverse_target
 from sdd_jax.jobs.editing.methods import TrainedScales, frozen_of
 from sdd_jax.jobs.icd import guidance_distill as stage1
 from sdd_jax.jobs.icd import job as stage2
 from sdd_jax.jobs.icd import measures, subjects
 from sdd_jax.jobs.icd import report as icd_report
-from sdd_jax.jobs.icd.teacher import MODELS
+from sdd_jax.jobs.icd.teacher import MODELS, TeacherConfig, check_scales
 from sdd_jax.jobs.protocols.exported import open_exported
 from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import make_maker
@@ -101,9 +103,41 @@ def test_the_threshold_is_where_jumps_start(tiny_model, name, tau):
 @pytest.mark.parametrize("name", list(BOUNDARIES))
 def test_boundaries_by_name_and_by_their_times(name):
     one = BOUNDARIES[name]
-    assert stage2.parse_boundaries(name) == one
-    assert stage2.parse_boundaries(",".join(map(str, one.reverse))) == one
+    assert stage2.parse_boundaries(name, 50) == one
+    assert stage2.parse_boundaries(",".join(map(str, one.reverse)), 50) == one
     assert jax.tree.leaves(one) == [] and isinstance(one, Boundaries)
+
+
+@pytest.mark.parametrize(
+    ("text", "grid_steps", "first"),
+    [("249,499,699,999", 100, 9), ("249,499,699,999", 20, 49), ("4_tau0.7", 50, 19), ("4_tau0.7", 100, 9)],
+)
+def test_boundaries_are_learnt_on_the_grid_that_has_them(tiny_model, text, grid_steps, first):
+    """The released tau .7 checkpoints' starts are on grids of 20 and 100 steps, not of 50."""
+    objective = ICD(
+        model=tiny_model[0], grid_steps=grid_steps, boundaries=stage2.parse_boundaries(text, grid_steps), lora=None
+    )
+    jumps = objective.boundaries
+    assert jumps.forward == (first, *jumps.reverse[:-1]) and set(jumps.reverse) < set(objective.grid.tolist())
+    t = jnp.asarray(objective.grid)
+    (low, s), (high, up) = (
+        target(t[part], jumps.reverse, stride=1000 // grid_steps)
+        for target, part in ((reverse_target, slice(None)), (forward_target, slice(-1)))
+    )
+    assert set(low.tolist()) == {0, *objective.grid[:-1].tolist()} and set(s.tolist()) == {0, *jumps.reverse[:-1]}
+    assert high.tolist() == objective.grid[1:].tolist() and set(up.tolist()) == set(jumps.reverse)
+
+
+def test_a_teacher_that_was_never_unguided_cannot_be_inverted(tiny_model):
+    run, trained = TeacherConfig(workdir="runs/1"), TrainedScales((2.0, 6.0), interval=True)
+    none = {"forward_weight": 0.0, "forward_preservation": 0.0, "reverse_preservation": 0.0}
+    alone = ICD(model=tiny_model[0], scales=(2.0, 3.5), **none)
+    check_scales(run, trained, alone)
+    check_scales(TeacherConfig(model="m"), None, ICD(model=tiny_model[0]))
+    message = "workdir=runs/1: inversion and both preservation losses have w=1: this model was trained at 2 to 6"
+    for losses in ({"forward_weight": 1.0}, {"reverse_preservation": 1.0}):
+        with pytest.raises(ValueError, match=message):
+            check_scales(run, trained, dataclasses.replace(alone, **losses))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +156,7 @@ def test_exported_pairs_are_put_together_with_their_teacher(student, tmp_path, s
     flags = parse(["--protocol=generation", f"--model={student}", f"--exported={tmp_path}", "--csv=x", "--out=x"])
     with pytest.raises(FileNotFoundError, match="no such card"):
         make_maker(flags)
-    config = {"task": "icd", "objective": {"boundaries": "2", "scales": [1.0, 3.0]}}
+    config = {"task": "icd", "objective": {"boundaries": "2", "grid_steps": 50, "scales": [1.0, 3.0]}}
 
     def write_card(config, teacher_hash):
         made_from = {"teacher": "T", "teacher_hash": teacher_hash}

@@ -85,10 +85,16 @@ class ICD:
 
     def __post_init__(self) -> None:
         reverse, forward = self.boundaries.reverse, self.boundaries.forward
-        grid, last = self.grid.tolist(), self.model.alphas_cumprod.shape[0] - 1
+        last = self.model.alphas_cumprod.shape[0] - 1
+        if self.grid_steps < 2 or (last + 1) % self.grid_steps:
+            raise ValueError(f"grid_steps={self.grid_steps} does not divide {last + 1} timesteps into equal steps")
+        grid = self.grid.tolist()
         stray = sorted({*reverse, *forward} - set(grid))
         if stray:
-            raise ValueError(f"boundaries {stray} are not on the solver grid {grid[0]}, {grid[1]}, ..., {grid[-1]}")
+            raise ValueError(
+                f"boundaries {stray} are not on the solver grid {grid[0]}, {grid[1]}, ..., {grid[-1]}: choose times of "
+                f"it, or another grid_steps than {self.grid_steps}"
+            )
         if list(reverse) != sorted(set(reverse)) or reverse[-1] != last:
             raise ValueError(f"reverse boundaries {reverse} must ascend and end at {last}")
         if forward[1:] != reverse[:-1] or forward[0] != grid[0]:

@@ -221,12 +221,16 @@ def test_ablations_train_what_their_losses_move():
 
 
 def test_boundaries_that_cannot_be_learnt_are_refused():
-    with pytest.raises(ValueError, match=r"boundaries \[249\] are not on the solver grid"):
+    stray = r"boundaries \[249\] are not on the solver grid 19, 39, ..., 999: choose times of it, or another grid_steps"
+    with pytest.raises(ValueError, match=stray):
         method(boundaries=Boundaries(reverse=(249, 499, 699, 999), forward=(19, 249, 499, 699)))
     with pytest.raises(ValueError, match="must ascend and end at 999"):
         method(boundaries=Boundaries(reverse=(519, 779), forward=(19, 519)))
     with pytest.raises(ValueError, match="forward boundaries"):
         method(boundaries=Boundaries(reverse=(519, 999), forward=(19, 259)))
+    for steps in (0, 1, 30):
+        with pytest.raises(ValueError, match=f"grid_steps={steps} does not divide 1000 timesteps into equal steps"):
+            method(grid_steps=steps)
     assert method(boundaries=Boundaries(reverse=(199, 999), forward=(19, 199))).trained == ("forward", "reverse")
 
 

@@ -21,7 +21,7 @@ from sdd_jax.diffusion.timegrid import BOUNDARIES, Boundaries, solver_grid
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.methods import Static, TrainedScales, frozen_of, guided_unet, usual_guidance
 from sdd_jax.jobs.icd.guidance_distill import heldout_ids, heldout_images
-from sdd_jax.jobs.icd.teacher import MODELS, PartnerConfig, TeacherConfig, open_partner, open_teacher
+from sdd_jax.jobs.icd.teacher import MODELS, PartnerConfig, TeacherConfig, check_scales, open_partner, open_teacher
 from sdd_jax.jobs.streams.captioned import CaptionedPortraits, captioned_data, captioned_stream, title, token_ids
 from sdd_jax.models import lora, lora_files
 from sdd_jax.models.save import save_component
@@ -40,9 +40,11 @@ def icd(config: ConfigDict) -> Job:
     data = captioned_data(config.data)
     teacher_config = validate(config.teacher, TeacherConfig, "config.teacher")
     partner = validate(config.partner, PartnerConfig, "config.partner")
-    fields = {**config.objective, "boundaries": parse_boundaries(config.objective.boundaries)}
-    model, params, content_hash, encoders_hash = open_teacher(teacher_config, jnp.dtype(config.dtype), config.remat)
-    objective = validate({**fields, "model": model}, ICD, "config.objective")
+    boundaries = parse_boundaries(config.objective.boundaries, config.objective.grid_steps)
+    opened = open_teacher(teacher_config, jnp.dtype(config.dtype), config.remat)
+    model, params, content_hash, encoders_hash, trained_at = opened
+    objective = validate({**config.objective, "boundaries": boundaries, "model": model}, ICD, "config.objective")
+    check_scales(teacher_config, trained_at, objective)
     frozen = {**frozen_of(model, params), **open_partner(partner, objective, content_hash)}
     starts = ", ".join(map(str, objective.boundaries.reverse))
     return Job(
@@ -58,17 +60,22 @@ def icd(config: ConfigDict) -> Job:
     )
 
 
-def parse_boundaries(text: str) -> Boundaries:
-    """A configuration of `timegrid.BOUNDARIES` by name, or the reverse model's starts: "259,519,779,999"."""
-    if text in BOUNDARIES:
-        return BOUNDARIES[text]
+def parse_boundaries(text: str, grid_steps: int) -> Boundaries:
+    """The reverse model's starts "259,519,779,999", or those of a configuration of `timegrid.BOUNDARIES` by its name.
+
+    The forward model's are the same but the last, below them the first time of the solver grid of `grid_steps`.
+    """
     try:
-        reverse = tuple(int(part) for part in text.split(","))
+        reverse = BOUNDARIES[text].reverse if text in BOUNDARIES else tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(
             f"config.objective.boundaries={text!r}: use {', '.join(BOUNDARIES)}, or times such as 259,519,779,999"
         ) from None
-    return Boundaries(reverse=reverse, forward=(int(solver_grid()[0]), *reverse[:-1]))
+    try:
+        first = int(solver_grid(grid_steps)[0])
+    except ValueError as error:
+        raise ValueError(f"config.objective.grid_steps={grid_steps}: {error}") from None
+    return Boundaries(reverse=reverse, forward=(first, *reverse[:-1]))
 
 
 def unet_of(objective: ICD, params: Params, frozen: Frozen, name: str) -> Params:

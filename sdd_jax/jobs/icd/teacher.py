@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdd_jax.jobs.editing.methods import reads_guidance
+from sdd_jax.jobs.editing.methods import TrainedScales, reads_guidance
 from sdd_jax.models.bundle import make_bundle
 from sdd_jax.models.hub import tree_hash
 from sdd_jax.models.load import load
@@ -53,12 +53,14 @@ class Teacher(NamedTuple):
     """A teacher: bundle, {'unet', 'vae', 'text_encoder', ...}, and what identifies the weights.
 
     encoders_hash: content hash of the model that all but the UNet are of, which precomputed latents name.
+    scales: those that a run was trained at; None of a model, which does not say.
     """
 
     model: ModelBundle
     params: Params
     content_hash: str
     encoders_hash: str
+    scales: TrainedScales | None = None
 
 
 def open_teacher(config: TeacherConfig, dtype: DTypeLike, remat: str) -> Teacher:
@@ -89,7 +91,19 @@ def open_teacher(config: TeacherConfig, dtype: DTypeLike, remat: str) -> Teacher
     )  # fmt: skip
     params = {"unet": unet, "vae": job.frozen["vae"], **job.frozen["text"]}
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-    return Teacher(model, params, tree_hash(unet), job.fingerprint["teacher_hash"])
+    scales = TrainedScales(objective.scales, objective.interval)
+    return Teacher(model, params, tree_hash(unet), job.fingerprint["teacher_hash"], scales)
+
+
+def check_scales(config: TeacherConfig, trained: TrainedScales | None, objective: ICD) -> None:
+    """ValueError for a scale that is distilled though the teacher's run was not trained at it."""
+    if trained is None:
+        return
+    where = f"config.teacher.workdir={config.workdir}"
+    for w in objective.scales:
+        trained.check(f"{where}: config.objective.scales={objective.scales} has w", w)
+    if set(objective.terms) != {"reverse_cd"}:
+        trained.check(f"{where}: inversion and both preservation losses have w", 1.0)
 
 
 def open_partner(partner: PartnerConfig, objective: ICD, teacher_hash: str) -> Frozen:
@@ -117,4 +131,6 @@ def open_partner(partner: PartnerConfig, objective: ICD, teacher_hash: str) -> F
         raise ValueError(f"{where} was distilled from another teacher")
     if (other.lora, other.boundaries) != (objective.lora, objective.boundaries):
         raise ValueError(f"{where} has other boundaries or another LoRA than this run's objective")
+    if missing[0] == "reverse" and other.scales != objective.scales:  # at which this run will say it can be guided
+        raise ValueError(f"{where} was trained at config.objective.scales={other.scales}: set this run's to the same")
     return {missing[0]: params[missing[0]]}

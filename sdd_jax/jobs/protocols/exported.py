@@ -119,7 +119,8 @@ def _pair(flags: argparse.Namespace, record: Record, model: ModelBundle, frozen:
     unets = {name: _read_unet(flags.exported / name, model, frozen["teacher"]["unet"]) for name in MODELS}
     objective = record.config["objective"]
     scales = TrainedScales(tuple(objective["scales"]))
-    return model, {**frozen, **unets, "boundaries": parse_boundaries(objective["boundaries"]), "scales": scales}
+    boundaries = parse_boundaries(objective["boundaries"], objective["grid_steps"])
+    return model, {**frozen, **unets, "boundaries": boundaries, "scales": scales}
 
 
 def _mapper(
