@@ -10,7 +10,7 @@ What the control is depends on the run's condition, and is brought to the run's 
 | edit | the picture to edit | the instruction |
 | inpaint | the picture, and --mask: white where to fill in | what the whole shows |
 | none | nothing | what to draw |
-| (a run of iCD) | nothing | what to draw, in the run's own number of jumps |
+| (a run of iCD) | nothing | what to draw, in the run's own number of jumps; `--tau`: guided up to there alone |
 
 `--samples` draws several side by side; `--beside` puts the control first. Several runs that trained adapters alone on
 one teacher work together: give `--workdir` and `--control` once for each, and `--weight` for other weights than 1.
@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,6 +47,7 @@ from sdd_jax.jobs.icd import job as icd
 from sdd_jax.jobs.streams.captioned import prompt_ids
 from sdd_jax.models.adapters import Composition
 from sdd_jax.runs import open_run, read_config
+from sdd_jax.sampling.editing import dynamic_guidance
 
 _log = logging.getLogger("sdd_jax")
 
@@ -65,6 +67,8 @@ def _sample(argv: Sequence[str]) -> None:
     parser.add_argument("--prompt", default="")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 is off; default: the run's own")
+    parser.add_argument("--tau", type=float, help="of a run of iCD: guidance acts up to here in t/T; default: always")
+    parser.add_argument("--ramp-to", type=float, help="of the same: it falls to 1 from tau to here; default: at once")
     parser.add_argument("--solver", default="", choices=["", *SAMPLERS], help="default: the method's own")
     parser.add_argument("--start", default="", choices=["", *STARTS], help="default: the condition in super-resolution")
     parser.add_argument("--size", type=int, help="side of the picture; default: the model's")
@@ -80,6 +84,9 @@ def _sample(argv: Sequence[str]) -> None:
     if read_config(flags.workdir[0]).get("task") == "icd":
         _sample_icd(flags)
         return
+    for flag, value in (("--tau", flags.tau), ("--ramp-to", flags.ramp_to)):
+        if value is not None:
+            raise ValueError(f"{flag}={value:g}: only runs of iCD are guided dynamically; leave it out")
     for path in (*flags.control, *([flags.mask] if flags.mask else [])):
         if not path.is_file():
             raise FileNotFoundError(f"--{'mask' if path == flags.mask else 'control'}={path}: no such image")
@@ -130,10 +137,14 @@ def _sample_icd(flags: argparse.Namespace) -> None:
         or flags.start
         or flags.size
     ):
-        raise ValueError("a run of iCD is sampled alone: give --prompt, --samples, --guidance, --seed and --out")
+        raise ValueError(
+            "a run of iCD is sampled alone: give --prompt, --samples, --guidance, --tau, --ramp-to, --seed and --out"
+        )
+    when: dict[str, Any] = {"tau": 1.0 if flags.tau is None else flags.tau, "ramp_to": flags.ramp_to}
+    dynamic_guidance(1.0, **when)
     job, params, step = open_run(flags.workdir[0])
     _log.info("%s, step %d", job.name, step)
-    write_grid(flags.out, [icd.draw(job, params, flags.prompt, flags.samples, flags.seed, flags.guidance)])
+    write_grid(flags.out, [icd.draw(job, params, flags.prompt, flags.samples, flags.seed, flags.guidance, **when)])
     _log.info("wrote %s", flags.out)
 
 

@@ -148,10 +148,13 @@ def invert(
     return route_of(model, frozen["boundaries"]).encode(network, model.encode(frozen["vae"], images), noise)
 
 
-def draw(job: Job, params: Params, prompt: str, samples: int, seed: int, guidance: float | None) -> np.ndarray:
+def draw(
+    job: Job, params: Params, prompt: str, samples: int, seed: int, guidance: float | None, **when: Any
+) -> np.ndarray:
     """Images f32[samples,H,W,3] of a prompt by the reverse model, in the jumps it was trained for.
 
-    guidance: a scale that the model was trained at; None is the usual one. ValueError for any other.
+    guidance: a scale that the model was trained at; None is the usual one. when: as for `generate`. ValueError for any
+    other scale.
     """
     objective = job.objective
     assert isinstance(objective, ICD)
@@ -165,7 +168,7 @@ def draw(job: Job, params: Params, prompt: str, samples: int, seed: int, guidanc
     ids = {name: jnp.asarray(np.repeat(value[None], samples, 0)) for name, value in row.items()}
     side = model.sample_size
     noise = initial_noise(jax.random.key(seed), (samples, side, side, model.latent_channels))
-    return np.asarray(generate(Static(model), whole, ids, noise, w))
+    return np.asarray(generate(Static(model), whole, ids, noise, w, **when))
 
 
 def route_of(model: ModelBundle, boundaries: Boundaries) -> BoundaryRoute:
