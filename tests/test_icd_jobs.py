@@ -1,8 +1,6 @@
 """iCD's jobs on the tiny world: both stages, their reports and measures, an edit, and weights that PyTorch reads."""
 
 import csv
-import dataclasses
-import functools
 import json
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from icd_runs import STAGE1, STAGE2, build, optimizer_of, write_run
 from PIL import Image
 
 import sdd_jax
-from sdd_jax import edit, evaluate, export, jobs, sample
-from sdd_jax.config import defaults_of, load_config
+from sdd_jax import edit, evaluate, export, sample
 from sdd_jax.diffusion.timegrid import BOUNDARIES
 from sdd_jax.images import to_uint8
 from sdd_jax.jobs.editing import models
@@ -27,50 +25,12 @@ from sdd_jax.jobs.icd import measures, subjects, teacher
 from sdd_jax.jobs.icd import report as icd_report
 from sdd_jax.models import lora
 from sdd_jax.runs import open_run
-from sdd_jax.train import EngineConfig, engine_config
-from sdd_jax.training.checkpoint import Checkpoints
-from sdd_jax.training.optim import make_optimizer
+from sdd_jax.sampling.generate import initial_noise
 from sdd_jax.training.state import create_state
 from sdd_jax.training.step import make_train_step
-from sdd_jax.training.workdir import hold_workdir
 
-CONFIG = Path(__file__).parents[1] / "configs" / "icd.py"
-STAGE1 = ["data.count=4", "batch_size=2", "ema=none"]
-STAGE2 = [
-    *STAGE1,
-    "objective.boundaries=2",
-    "objective.lora.rank=2",
-    "objective.lora.targets=('to_q', 'conv1', 'proj_in')",
-]
 TERMS = ("reverse_cd", "forward_cd", "forward_preservation", "reverse_preservation")
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
-def build(variant, *overrides):
-    return jobs.build(load_config(f"{CONFIG}:{variant}", overrides, defaults_of(EngineConfig)))
-
-
-def optimizer_of(job):
-    engine = engine_config(job.config)
-    return make_optimizer(engine.optimizer, engine.steps)
-
-
-def write_run(job, workdir):
-    """A workdir as after two steps of training, which moved every weight a little."""
-    optimizer, _ = optimizer_of(job)
-    rng = np.random.default_rng(len(job.objective.phases))
-    params = job.objective.init(jax.random.key(1), job.frozen)
-    params = jax.tree.map(lambda x: jnp.asarray(x + 0.02 * rng.normal(size=x.shape), jnp.float32), params)
-    create = functools.partial(create_state, objective=job.objective, optimizer=optimizer, with_ema=False)
-    shapes = jax.eval_shape(lambda key, frozen: create(key, frozen=frozen), jax.random.key(0), job.frozen)
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    state = dataclasses.replace(state, params=params, step=jnp.asarray(2, jnp.int32))
-    with (
-        hold_workdir(workdir, job.config, job.fingerprint),
-        Checkpoints(workdir, keep=2, config=job.config, fingerprint=job.fingerprint) as checkpoints,
-    ):
-        checkpoints.save(2, state)
-        checkpoints.wait()
 
 
 @pytest.fixture(scope="module")
@@ -149,39 +109,49 @@ def test_the_student_is_a_model_of_its_own(runs, opened, tmp_path):
 
 
 def test_exported_adapters_draw_the_same_images_in_pytorch(runs, opened, tmp_path):
-    """The reverse model's two jumps from one noise, in diffusers with peft, and decoded there."""
+    """In diffusers with peft: the reverse model's two jumps from one noise, decoded there, and the forward model's."""
     for workdir, name in zip(runs, ("student", "icd"), strict=True):
         assert export.main([f"--workdir={workdir}", f"--out={tmp_path / name}"]) == 0
-    unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "student" / "unet").eval()
     vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "student" / "vae").eval()
-    unet.load_lora_adapter(tmp_path / "icd" / "reverse" / "pytorch_lora_weights.safetensors", prefix="unet")
-    assert (tmp_path / "icd" / "forward" / "pytorch_lora_weights.safetensors").is_file()
-
     job, params, _ = opened[1]
     model, frozen = stage2.editing_model(job, params)
     noise = np.random.default_rng(0).normal(size=(2, 16, 16, 4)).astype(np.float32)
     ids = {"input_ids": jnp.asarray(model.tokenize(["a smiling lion", "a cat at night"]))}
+    images, unguided = stage1.heldout_images(2), stage2.scale_over_time(model, 1.0)
     ours = np.asarray(stage2.generate(Static(model), frozen, ids, jnp.asarray(noise), jnp.float32(3.0)))
+    our_noise = np.asarray(stage2.invert(Static(model), frozen, ids, images, jnp.asarray(noise), unguided))
 
     context = torch.from_numpy(np.array(model.embed_text(frozen["text"], ids["input_ids"])[0]))
-    angles = 2000.0 * np.exp(-np.arange(256) * np.log(10000.0) / 255)
-    w = torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)])[None].astype(np.float32)).expand(2, -1)
     acp = np.concatenate([model.alphas_cumprod.astype(np.float64), [1.0]])
-    z = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
-    with torch.no_grad():
-        for t, s in ((999, 519), (519, -1)):
-            eps = unet(z, t, context, timestep_cond=w, return_dict=False)[0]
+
+    def jumped(name, z, stops, w):
+        unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "student" / "unet").eval()
+        unet.load_lora_adapter(tmp_path / "icd" / name / "pytorch_lora_weights.safetensors", prefix="unet")
+        angles = 1000.0 * (w - 1) * np.exp(-np.arange(256) * np.log(10000.0) / 255)
+        embedded = np.concatenate([np.sin(angles), np.cos(angles)])[None].astype(np.float32)
+        for t, s in stops:
+            eps = unet(z, t, context, timestep_cond=torch.from_numpy(embedded).expand(2, -1), return_dict=False)[0]
             x0 = (z - (1 - acp[t]) ** 0.5 * eps) / acp[t] ** 0.5
             z = acp[s] ** 0.5 * x0 + (1 - acp[s]) ** 0.5 * eps
+        return z
+
+    drawn, x = (torch.from_numpy(a.transpose(0, 3, 1, 2).copy()) for a in (noise, images))
+    with torch.no_grad():
+        z = jumped("reverse", drawn, ((999, 519), (519, -1)), 3.0)
         theirs = vae.decode(z / vae.config.scaling_factor, return_dict=False)[0].numpy().transpose(0, 2, 3, 1)
-    assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
-    plain = frozen["teacher"]["unet"]
-    merged = lora.merge(plain, params["reverse"], job.objective.lora)
-    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (plain, merged)), strict=True))
+        start = (
+            acp[19] ** 0.5 * vae.encode(x).latent_dist.mean * vae.config.scaling_factor + (1 - acp[19]) ** 0.5 * drawn
+        )
+        their_noise = jumped("forward", start, ((19, 519), (519, 999)), 1.0).numpy().transpose(0, 2, 3, 1)
+    for found, want in ((ours, theirs), (our_noise, their_noise)):
+        assert np.linalg.norm(found - want) < 1e-3 * np.linalg.norm(want)
+    for name in ("forward", "reverse"):
+        leaves = map(jax.tree.leaves, (frozen["teacher"]["unet"], frozen[name]))
+        assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*leaves, strict=True))
 
 
 def test_protocols_take_a_run(runs, opened, tiny_world, tmp_path, capsys):
-    """The reverse model's jumps, from noise that follows from the seed and the sample's place; and iCD's inversion."""
+    """The reverse model's jumps, from noise that follows from the seed and the sample's place; and there and back."""
     common = ["--benchmark=portraits", "--samples=2", "--batch=2", "--option=tau=0.6"]
     guided = ["--protocol=generation", *common, "--guidance=3", f"--world={tiny_world}", f"--out={tmp_path / 'a'}"]
     assert evaluate.main([*guided, f"--workdir={runs[1]}", "--seed=5"]) == 0
@@ -193,8 +163,18 @@ def test_protocols_take_a_run(runs, opened, tiny_world, tmp_path, capsys):
     drawn = [np.asarray(Image.open(tmp_path / "a/images" / f"{i:06d}.png"), int) for i in range(2)]
     assert np.abs(np.stack(drawn) - to_uint8(want)).max() <= 1
     inversion = ["--protocol=inversion", "--method=icd", *common, f"--workdir={runs[1]}", f"--out={tmp_path / 'b'}"]
-    assert evaluate.main(inversion) == 0
-    for out, columns, evaluations in (("a", {"world_clip_t", "world_frechet"}, 2), ("b", {"psnr", "ssim"}, 6)):
+    assert evaluate.main([*inversion, "--option=guidance=3"]) == 0
+    rows = list(csv.DictReader((tmp_path / "b/benchmark/inversion.csv").open()))
+    ids = {"input_ids": jnp.asarray(model.tokenize([row["caption"] for row in rows]))}
+    images = np.stack([np.asarray(Image.open(tmp_path / "b/benchmark/images" / row["file_name"])) for row in rows])
+    images, unguided = images.astype(np.float32) / 127.5 - 1, stage2.scale_over_time(model, 1.0)
+    z = stage2.invert(Static(model), frozen, ids, images, initial_noise(jax.random.key(0), (2, 16, 16, 4)), unguided)
+    want = stage2.generate(Static(model), frozen, ids, z, jnp.float32(3.0), tau=0.6)
+    back = [np.asarray(Image.open(tmp_path / "b/images" / f"{Path(row['file_name']).stem}.png"), int) for row in rows]
+    assert np.abs(np.stack(back) - to_uint8(want)).max() <= 1
+    assert evaluate.main([*inversion[:-1], f"--out={tmp_path / 'c'}", "--option=cross=0.2"]) == 2
+    assert "--option.cross is not a field of SwitchedEdit; fields: guidance, tau" in capsys.readouterr().err
+    for out, columns, evaluations in (("a", {"world_clip_t", "world_frechet"}, 2), ("b", {"psnr", "ssim"}, 4)):
         assert set(json.loads((tmp_path / out / "metrics.json").read_text())["metrics"]) == columns
         made = [json.loads(line) for line in (tmp_path / out / "made.jsonl").read_text().splitlines()[1:]]
         assert [row["evaluations"] for row in made] == [evaluations] * 2
@@ -267,8 +247,21 @@ def test_sample_with_a_run(runs, opened, tmp_path, capsys, monkeypatch):
     assert sample.main([*arguments, "--samples=2", "--guidance=3"]) == 0
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (2 * 64 + 2, 64)
-    for flag, message in (("--guidance=5", "--guidance=5: this model was trained at 1, 2"), ("--size=32", "alone")):
+    drawn, draw = [], stage2.generate
+    monkeypatch.setattr(stage2, "generate", lambda *a, **when: drawn.append(when) or draw(*a, **when))
+    assert sample.main([*arguments, "--samples=2", "--guidance=3", "--tau=0.6", "--ramp-to=0.8"]) == 0
+    assert drawn == [{"tau": 0.6, "ramp_to": 0.8}]
+    for flag, message in (
+        ("--guidance=5", "--guidance=5: this model was trained at 1, 2"),
+        ("--size=32", "alone"),
+        ("--tau=2", "guidance acts from start=0.0 to tau=2.0"),
+        ("--ramp-to=0.5", "a guidance ramp falls from tau=1.0 to ramp_to=0.5"),
+    ):
         assert sample.main([*arguments, flag]) == 2 and message in capsys.readouterr().err
+    arguments[0] = f"--workdir={runs[0]}"
+    for flag in ("--tau=0.6", "--ramp-to=0.8"):
+        assert sample.main([*arguments, flag]) == 2
+        assert f"{flag}: only runs of iCD are guided dynamically" in capsys.readouterr().err
 
 
 def test_mistakes_in_the_teacher_and_the_partner(runs, opened, tiny_world, monkeypatch):
@@ -280,6 +273,11 @@ def test_mistakes_in_the_teacher_and_the_partner(runs, opened, tiny_world, monke
         (("stage2", f"teacher.model={tiny_world}"), "does not read its guidance scale (no time_cond_proj_dim)"),
         (("stage2", f"teacher.workdir={runs[1]}"), "is a 'icd' run: name one of stage 1"),
         (("stage2", of_run, "objective.boundaries=249,999"), "boundaries [249] are not on the solver grid"),
+        (("stage2", of_run, "objective.grid_steps=0"), "config.objective.grid_steps=0: a trailing grid of 0 steps"),
+        (
+            ("stage2", of_run, "objective.scales=(1.0,5.0)"),
+            "has w=5: this model was trained at 1, 2, 3, 4, 6",
+        ),
         (("stage2", of_run, "objective.boundaries=5_steps"), "config.objective.boundaries='5_steps': use 4_tau0.8"),
         (("forward", of_run), "config.partner.workdir is empty: a preservation loss of the forward model alone"),
         (("stage2", of_run, f"partner.workdir={runs[1]}"), "this run trains both models; leave it empty"),
@@ -296,5 +294,7 @@ def test_mistakes_in_the_teacher_and_the_partner(runs, opened, tiny_world, monke
     with pytest.raises(ValueError, match="this iCD run has no forward model"):
         stage2.editing_model(alone, {"reverse": alone.frozen["teacher"]["unet"]})
     partner = [f"partner.workdir={runs[1]}", *STAGE2[3:]]
+    with pytest.raises(ValueError, match=r"was trained at config.objective.scales=\(1.0, 2.0, 3.0, 4.0, 6.0\): set"):
+        build("forward,lora", of_run, *partner, "objective.scales=(1.0,2.0)")
     forward = build("forward,lora", of_run, *partner)
     assert forward.objective.trained == ("forward",) and set(forward.frozen) >= {"reverse", "teacher"}

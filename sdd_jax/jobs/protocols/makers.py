@@ -3,7 +3,7 @@
 | protocol | of a model | of a run (`--workdir`), or of its export and teacher (`--exported --model`) |
 | --- | --- | --- |
 | generation | DDIM, guided | guidance distillation and iCD (`--option tau=0.7`); CCD and baselines without condition |
-| inversion, editing | a method of `sdd_jax.edit` | the same |
+| inversion, editing | a method of `sdd_jax.edit` | the same; iCD inverts without attention control |
 | restoration | - | CCD and its baselines with any condition (`conditions`) |
 
 The noise of a sample depends on the seed and its place in the benchmark, or on the place of its batch.
@@ -109,8 +109,14 @@ def _generator(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, si
 
 
 def _editor(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, size: int) -> Maker:
-    """An editing method; with --blend one sample at a time, since each has its own words."""
-    options = parse_options(flags.option)
+    """An editing method; with --blend one sample at a time, since each has its own words.
+
+    iCD's inversion is there with the forward model and back with the reverse model: the prompt switch between equal
+    prompts, where prompt-to-prompt would hand the source's attention to the target.
+    """
+    options, method = parse_options(flags.option), flags.method
+    if (flags.protocol, method) == ("inversion", "icd"):
+        method = "icd-switch"
 
     def edited(items: Sequence[Item], numbers: Sequence[int], options: dict[str, Any]) -> tuple[np.ndarray, float]:
         request = EditRequest(
@@ -122,7 +128,7 @@ def _editor(flags: argparse.Namespace, model: ModelBundle, frozen: Frozen, size:
             seed=flags.seed + numbers[0],
             options=options,
         )
-        result = edit(flags.method, request)
+        result = edit(method, request)
         return result.image, result.evaluations
 
     def make(items: Sequence[Item], numbers: Sequence[int]) -> tuple[np.ndarray, float]:

@@ -2,7 +2,7 @@
 
 Pictures go to OUT/images, one line each to OUT/made.jsonl and OUT/scores-HASH.jsonl: the same command continues where
 an interrupted one stopped; the summary is OUT/metrics.json. FID's statistics of a folder to compare with are kept in
-OUT/reference.npz. Inversion is an editing method asked to change nothing.
+OUT/reference.npz. Inversion is an editing method asked to change nothing, of iCD without attention control.
 
 `--distributed` shares the batches out among the processes of a job, which all see OUT; the result is that of one.
 """
