@@ -62,7 +62,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.dtype = "float32"
     config.seed = 0
     steps, batch_size = (360, 8) if is_second else (640, 16)
-    config.update(steps=steps, batch_size=batch_size, ema=0.98, log_every=20, checkpoint_every=60, preview_every=180)
+    config.update(steps=steps, batch_size=batch_size, log_every=20, checkpoint_every=60, preview_every=180)
+    config.update(ema=0.98, ema_warmup=True)
     config.optimizer = ml_collections.ConfigDict(
         {
             "name": "adamw",

@@ -50,7 +50,7 @@ def check_twin(job: Job, batch: Mapping[str, Any]) -> None:
     known = isinstance(method, CCD) and _is_published(method) and engine.ema is not None
     known = known or (isinstance(method, Diffusion) and method.min_snr_gamma is None)
     known = known or (isinstance(method, ICD) and _is_reverse_alone(method))
-    usual = not engine.ema_warmup and engine.accumulate == 1
+    usual = (engine.ema is None or not engine.ema_warmup) and engine.accumulate == 1
     fits = known and usual and "pooled" not in batch and {"moments", "context"} <= set(batch)
     if not fits or engine.optimizer.name != "adamw":
         remedy = "; set config.optimizer.name=adamw" if fits else ""
