@@ -2,7 +2,8 @@
 
 Each control is data with one method, `at(step) -> AttentionEdit`, pure in the step, and a pytree, so that one compiled
 program serves all prompts. Rows of every attention map are [sources b, targets b], followed by the same again where
-guidance runs two passes (`guidance.guided`).
+guidance runs two passes (`guidance.guided`), by the targets alone where it leaves the sources out
+(`baselines.unguided_source_pairs`), which prompt-to-prompt allows.
 
 Prompt-to-prompt (Hertz et al. 2022). M and M* are the source's and the target's cross-attention maps [heads, q, n], J
 [n, n] takes source tokens to target tokens, k [n] is 1 where the target's word exists in the source, c [n] multiplies

@@ -5,17 +5,18 @@
 | `sdedit` | noise at an intermediate t | the target prompt | Meng et al. 2022 |
 | `ddib` | DDIM inversion, source prompt | DDIM, target prompt | Su et al. 2023 |
 | prompt-to-prompt on DDIM | DDIM inversion, w = 1 | pairs, `PromptToPrompt` | Hertz et al. 2022 |
-| negative-prompt inversion | DDIM inversion, w = 1 | pairs, `negative_prompt_pairs` | Miyake et al. 2023 |
+| negative-prompt inversion | DDIM inversion, w = 1 | the same, unconditional is the source | Miyake et al. 2023 |
 | MasaCtrl | DDIM inversion, w = 1 | pairs, `MasaCtrl` | Cao et al. 2023 |
 | plug-and-play | DDIM inversion, w = 1 | pairs, `PlugAndPlay` | Tumanyan et al. 2023 |
 | `renoise` | averaged fixed-point inversion | any | Garibi et al. 2024 |
 
 Those on pairs are `editing.edit_image` with a `DDIMRoute` and a control of `attention_control`; the teacher is guided
-in two passes, `prompted_pairs(guided(unet, null_context), ...)`. Null-text, edit-friendly inversion and InfEdit
-have files of their own (`null_text`, `virtual_inversion`).
+in two passes, `prompted_pairs(guided(unet, null_context), ...)`, under prompt-to-prompt for the targets alone,
+`unguided_source_pairs`. Null-text, edit-friendly inversion and InfEdit have files of their own (`null_text`,
+`virtual_inversion`).
 
 All take batches. Cost in F (one forward of B samples; guidance in two passes doubles what is guided): sdedit strength x
-n; ddib and pairs n up and n or 2n down; renoise rounds x n.
+n; ddib and pairs n up and n or 2n down, of which `unguided_source_pairs` guides the half; renoise rounds x n.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdd_jax.diffusion.guidance import guided
+from sdd_jax.diffusion.guidance import guide
 from sdd_jax.diffusion.parameterization import predictor
 from sdd_jax.diffusion.schedule import Level, Schedule, add_noise
 from sdd_jax.diffusion.transport import move
-from sdd_jax.sampling.editing import Guidance, GuidedUNet, PairDenoise, Route, prompted_pairs
+from sdd_jax.models.attention import AttentionEdit
+from sdd_jax.sampling.editing import Guidance, GuidedUNet, PairDenoise, Route
 from sdd_jax.sampling.generate import Denoise, at_all, sample, steps_down
 
 
@@ -64,22 +66,43 @@ def ddib(route: Route, source: Denoise, target: Denoise, x0: jax.Array, noise: j
     return route.decode(target, route.encode(source, x0, noise))
 
 
-def negative_prompt_pairs(
+def unguided_source_pairs(
     denoise: GuidedUNet,
-    source: jax.Array,
-    target: jax.Array,
+    contexts: jax.Array,
+    null_context: jax.Array,
     guidance: Guidance,
     null_added_cond: Any = None,
-    **conditions: Any,
+    *,
+    added_cond: Any = None,
 ) -> PairDenoise:
-    """A two-pass network on pairs whose unconditional prompt is the source prompt: null-text without optimisation.
+    """A two-pass network on pairs whose sources are at w = 1: rows [sources, targets, targets unconditional], 3F.
 
-    denoise(z, t, context, **conditions) -> prediction; source, target: contexts [b,n,d]. The source branch, whose two
-    passes agree, is unguided whatever `guidance` says. null_added_cond: SDXL's added conditions of [sources, sources].
+    denoise(z, t, context, **conditions) -> prediction. contexts: [2b,n,d], sources first; null_context [1,n,d] or
+    [b,n,d]; with the sources' contexts it is negative-prompt inversion, whose source's two passes agree. guidance: of
+    the targets. added_cond: SDXL's, of 2b; null_added_cond: what stands for it in the last rows, None the targets' own.
+
+    For controls that leave the unconditional rows alone, as prompt-to-prompt does: MasaCtrl's and plug-and-play's read
+    the source's there.
     """
-    null = jnp.concatenate([source, source])
-    contexts = jnp.concatenate([source, target])
-    return prompted_pairs(guided(denoise, null, null_added_cond), contexts, guidance, guidance, **conditions)
+
+    def pairs(z: jax.Array, t: jax.Array, step: jax.Array, attention_edit: AttentionEdit | None) -> jax.Array:
+        b = z.shape[0] // 2
+
+        def with_null(a: jax.Array, null: jax.Array) -> jax.Array:
+            return jnp.concatenate([a, jnp.broadcast_to(null, (b, *a.shape[1:])).astype(a.dtype)])
+
+        conditions: dict[str, Any] = {}
+        if added_cond is not None:
+            null_added = jax.tree.map(lambda a: a[b:], added_cond) if null_added_cond is None else null_added_cond
+            conditions["added_cond"] = jax.tree.map(with_null, added_cond, null_added)
+        pred = denoise(
+            with_null(z, z[b:]), with_null(t, t[b:]), with_null(contexts, null_context), attention_edit=attention_edit,
+            **conditions,
+        )  # fmt: skip
+        source, cond, uncond = jnp.split(pred, 3)
+        return jnp.concatenate([source, guide(cond, uncond, guidance(t[b:]))])
+
+    return pairs
 
 
 def renoise(

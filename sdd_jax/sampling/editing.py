@@ -18,8 +18,8 @@ w as a function of t: `constant_guidance`, or `dynamic_guidance`: iCD's step, a 
                   target's at w(t); attention control ties them (`attention_control`)
     edit, SDXL    route.decode(prompt_switched(...), z): source prompt and w = 1 above tau, then the target's and w
 
-Cost: n F for n stops, 2n F for pairs; guidance by two passes doubles both. Sources: Starodubcev et al. 2024 (iCD), Song
-et al. 2021 (DDIM), Hertz et al. 2022 (prompt-to-prompt).
+Cost: n F for n stops, 2n F for pairs; guidance by two passes doubles what is guided. Sources: Starodubcev et al. 2024
+(iCD), Song et al. 2021 (DDIM), Hertz et al. 2022 (prompt-to-prompt).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from sdd_jax.diffusion.guidance import guided
 from sdd_jax.diffusion.schedule import Schedule, add_noise
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.diffusion.transport import gaussian_eps
-from sdd_jax.sampling.baselines import ddib, negative_prompt_pairs, renoise, sdedit
+from sdd_jax.sampling.baselines import ddib, renoise, sdedit, unguided_source_pairs
 from sdd_jax.sampling.editing import DDIMRoute, NoControl, constant_guidance, decode_pairs, prompted
 from sdd_jax.sampling.generate import sample
 from sdd_jax.sampling.invert import invert
@@ -50,15 +50,39 @@ def test_ddib_moves_an_image_by_the_difference_of_the_means():
     np.testing.assert_allclose(ddib(route, denoise(0.7), denoise(2.7), X0, EPS) - X0, 2.0, atol=0.08)
 
 
-def test_negative_prompts_leave_the_source_unguided():
-    route = DDIMRoute(TIMES, SD, "eps")
+@pytest.mark.parametrize("null", [0.7, 0.2])
+def test_pairs_leave_the_source_unguided(null):
+    """With the source's prompt as the empty one (negative-prompt inversion), and with another; each is on its own."""
+    route, rows = DDIMRoute(TIMES, SD, "eps"), []
     z = jnp.concatenate([EPS, EPS])
-    pair = negative_prompt_pairs(unet, context(0.7, 0.7), context(1.2, 1.2), constant_guidance(6.0))
+
+    def counted(z, *rest, **edit):
+        rows.append(z.shape[0])
+        return unet(z, *rest, **edit)
+
+    pair = unguided_source_pairs(counted, context(0.7, 0.7, 1.2, 1.2), context(null, null), constant_guidance(6.0))
     source, target = jnp.split(decode_pairs(route, pair, z, NoControl()), 2)
+    assert set(rows) == {6}, "two images: sources, targets, and the targets' unconditional pass"
     np.testing.assert_allclose(source, route.decode(denoise(0.7), EPS), rtol=1e-4, atol=1e-4)
-    guided_down = prompted(guided(unet, context(0.7)), context(1.2, 1.2), constant_guidance(6.0))
+    guided_down = prompted(guided(unet, context(null)), context(1.2, 1.2), constant_guidance(6.0))
     np.testing.assert_allclose(target, route.decode(guided_down, EPS), rtol=1e-4, atol=1e-4)
     assert float(jnp.mean(target - source)) > 2
+
+
+def test_every_row_has_its_own_added_conditions():
+    """SDXL's, and what stands for them in the unconditional rows: the target's own, or the empty prompt's."""
+    added, seen = {"text_embeds": jnp.asarray([[1.0], [2.0]])}, []
+
+    def recorded(z, t, context, *, added_cond, attention_edit):
+        seen.append((t.tolist(), context.ravel().tolist(), added_cond["text_embeds"].ravel().tolist()))
+        return jnp.zeros_like(z)
+
+    for null in (None, {"text_embeds": jnp.asarray([[9.0]])}):
+        pair = unguided_source_pairs(
+            recorded, context(3.0, 5.0), context(0.0), constant_guidance(2.0), null, added_cond=added
+        )
+        pair(X0, jnp.asarray([400, 500]), jnp.asarray(0), None)
+    assert seen == [([400, 500, 500], [3.0, 5.0, 0.0], [1.0, 2.0, last]) for last in (2.0, 9.0)]
 
 
 def test_renoise_averages_its_last_rounds():

@@ -1,14 +1,15 @@
 """Editing methods that first invert the image: DDIB, ReNoise, prompt-to-prompt, NPI, NTI.
 
 The way up is unguided, under the source prompt, 1F a step. The way down is guided in g = 2 passes (1 for a UNet that
-reads its guidance), for the target alone or for pairs [sources, targets]:
+reads its guidance), for the target alone or for pairs [sources, targets], whose sources are unguided, in one pass under
+prompt-to-prompt:
 
 | method | F for n steps | what ties the target to its source |
 | --- | --- | --- |
 | `ddib` | n + g n | the noise |
 | `renoise` | rounds n + g n | the noise, by fixed-point iteration |
-| `p2p` | n + 2 g n | attention maps |
-| `npi` | n + 4 n | attention maps; the source prompt in place of the empty one |
+| `p2p` | n + (1 + g) n | attention maps |
+| `npi` | n + 3 n | attention maps; the source prompt in place of the empty one |
 | `nti` | n + n (2 + 2 Adam rounds) + 4 n | attention maps; optimised empty prompts |
 
 Null-text counts each of its Adam rounds, a forward and a backward pass, as 2F. `rounds` > 1 iterates every step of
@@ -30,6 +31,7 @@ from sdd_jax.jobs.editing.methods import (
     EditResult,
     Static,
     Texts,
+    controlled_pairs,
     decode,
     encode,
     guided_unet,
@@ -38,10 +40,11 @@ from sdd_jax.jobs.editing.methods import (
     reads_guidance,
     stacked,
     texts,
+    unguided,
 )
 from sdd_jax.jobs.editing.options import Inversion, PromptControlled, Stepped, options_of, program_of
 from sdd_jax.sampling import baselines
-from sdd_jax.sampling.attention_control import LocalBlend
+from sdd_jax.sampling.attention_control import LocalBlend, PromptToPrompt
 from sdd_jax.sampling.editing import (
     Control,
     DDIMRoute,
@@ -52,7 +55,6 @@ from sdd_jax.sampling.editing import (
     prompted,
     prompted_pairs,
 )
-from sdd_jax.sampling.generate import Denoise
 from sdd_jax.sampling.invert import invert_path
 from sdd_jax.sampling.null_text import NullTexts, null_text_pairs, optimise_null_text
 from sdd_jax.types import Frozen, ModelBundle
@@ -121,7 +123,7 @@ def _invert_and_follow(
     target: Texts,
     w: jax.Array,
 ) -> jax.Array:
-    model, up = static.model, _encoder(static.model, frozen, source)
+    model, up = static.model, unguided(static.model, frozen, source)
     down = prompted(guided_unet(model, frozen), target.context, options.over_time(w), added_cond=target.added_cond)
     schedule, times = Schedule(model.alphas_cumprod), sampling_times(options.steps)
     if isinstance(options, Inversion):
@@ -157,7 +159,9 @@ def follow_pairs(
         Static(request.model), program_of(options), negative, request.frozen, encode(request),
         texts(request, request.source), texts(request, request.target), w, control, blend,
     )  # fmt: skip
-    return EditResult(decode(request, z), options.steps * (options.rounds + 2 * passes(request.model)))
+    guided_passes = passes(request.model)
+    pair = 1 + guided_passes if isinstance(control, PromptToPrompt) else 2 * guided_passes
+    return EditResult(decode(request, z), options.steps * (options.rounds + pair))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -173,19 +177,18 @@ def _invert_and_decode_pairs(
     control: Control,
     blend: LocalBlend | None,
 ) -> jax.Array:
-    model, both = static.model, stacked(source, target)
+    model, both, guidance = static.model, stacked(source, target), options.over_time(w)
     if negative:
-        sources = stacked(source, source).added_cond
-        network = baselines.negative_prompt_pairs(
-            plain_unet(model, frozen), source.context, target.context, options.over_time(w), sources,
+        network = baselines.unguided_source_pairs(
+            plain_unet(model, frozen), both.context, source.context, guidance, source.added_cond,
             added_cond=both.added_cond,
         )  # fmt: skip
-    else:
-        network = prompted_pairs(
-            guided_unet(model, frozen), both.context, options.over_time(w), added_cond=both.added_cond
-        )
+    elif isinstance(control, PromptToPrompt):
+        network = controlled_pairs(model, frozen, both, guidance)
+    else:  # it reads what the source's unconditional pass holds
+        network = prompted_pairs(guided_unet(model, frozen), both.context, guidance, added_cond=both.added_cond)
     return edit_image(
-        _route(model, options), _encoder(model, frozen, source), network, x0, jnp.zeros_like(x0), control, blend
+        _route(model, options), unguided(model, frozen, source), network, x0, jnp.zeros_like(x0), control, blend
     )[1]
 
 
@@ -216,7 +219,7 @@ def _null_texts(
     """What null-text keeps of a source, whatever the edit: its noise f32[b,h,w,c] and the empty prompts."""
     model, route = static.model, _route(static.model, options)
     times, schedule, kind = route.times, route.schedule, route.kind
-    path = invert_path(_encoder(model, frozen, source), x0, times, schedule, kind, options.rounds)
+    path = invert_path(unguided(model, frozen, source), x0, times, schedule, kind, options.rounds)
     with_source = functools.partial(plain_unet(model, frozen), added_cond=source.added_cond)
     nulls = optimise_null_text(
         with_source, path, source.context, frozen["null_context"], w, times, schedule, kind, options.inner_steps
@@ -242,11 +245,6 @@ def _decode_null_text(
     )
     decoded = decode_pairs(_route(model, options), network, jnp.concatenate([z, z]), control, blend)
     return jnp.split(decoded, 2)[1]
-
-
-def _encoder(model: ModelBundle, frozen: Frozen, source: Texts) -> Denoise:
-    network = plain_unet(model, frozen)
-    return lambda z, t: network(z, t, source.context, added_cond=source.added_cond)
 
 
 def _route(model: ModelBundle, options: Inversion) -> DDIMRoute:

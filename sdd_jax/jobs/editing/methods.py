@@ -28,7 +28,9 @@ import numpy as np
 from sdd_jax.diffusion.guidance import guided
 from sdd_jax.jobs.frozen import weights_of, with_null_text
 from sdd_jax.objectives.inputs import added_conditions
-from sdd_jax.sampling.editing import GuidedUNet, embedded_guidance
+from sdd_jax.sampling.baselines import unguided_source_pairs
+from sdd_jax.sampling.editing import Guidance, GuidedUNet, PairDenoise, embedded_guidance, prompted_pairs
+from sdd_jax.sampling.generate import Denoise
 from sdd_jax.types import Frozen, ModelBundle, Params
 
 METHODS: dict[str, str] = {
@@ -197,6 +199,23 @@ def plain_unet(model: ModelBundle, frozen: Frozen, unet: Params | None = None) -
         return denoise
     network = embedded_guidance(denoise, model.configs["unet"]["time_cond_proj_dim"])
     return lambda z, t, context, **conditions: network(z, t, context, 1.0, **conditions)
+
+
+def unguided(model: ModelBundle, frozen: Frozen, prompt: Texts) -> Denoise:
+    """`plain_unet` under prompts, as the `denoise` of samplers: inversion's way up."""
+    network = plain_unet(model, frozen)
+    return lambda z, t: network(z, t, prompt.context, added_cond=prompt.added_cond)
+
+
+def controlled_pairs(model: ModelBundle, frozen: Frozen, both: Texts, guidance: Guidance) -> PairDenoise:
+    """Pairs under prompt-to-prompt: the sources unguided in 1F, the targets at `guidance` in as many as it `passes`."""
+    if reads_guidance(model):
+        return prompted_pairs(guided_unet(model, frozen), both.context, guidance, added_cond=both.added_cond)
+    null_added_cond = added_conditions(model, frozen.get("null_pooled"))
+    return unguided_source_pairs(
+        plain_unet(model, frozen), both.context, frozen["null_context"], guidance, null_added_cond,
+        added_cond=both.added_cond,
+    )  # fmt: skip
 
 
 def passes(model: ModelBundle) -> int:

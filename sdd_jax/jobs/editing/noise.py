@@ -3,8 +3,8 @@
 | method | F for n steps, g = 2 (1 for a UNet that reads its guidance) | see |
 | --- | --- | --- |
 | `sdedit` | g strength n | `sampling.baselines` |
-| `edit_friendly` | g n up, g (n - skip) down | `sampling.virtual_inversion` |
-| `infedit` | 2 g n, source and target | `sampling.virtual_inversion` |
+| `edit_friendly` | g n up (n at a source scale of 1), g (n - skip) down | `sampling.virtual_inversion` |
+| `infedit` | (1 + g) n, source and target | `sampling.virtual_inversion` |
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sdd_jax.jobs.editing.methods import (
     EditResult,
     Static,
     Texts,
+    controlled_pairs,
     decode,
     encode,
     guided_unet,
@@ -29,11 +30,12 @@ from sdd_jax.jobs.editing.methods import (
     scale_of,
     stacked,
     texts,
+    unguided,
 )
 from sdd_jax.jobs.editing.options import PromptControlled, Stepped, options_of, program_of
 from sdd_jax.sampling.attention_control import PromptToPrompt
 from sdd_jax.sampling.baselines import sdedit as follow_sdedit
-from sdd_jax.sampling.editing import constant_guidance, prompted, prompted_pairs
+from sdd_jax.sampling.editing import constant_guidance, prompted
 from sdd_jax.sampling.generate import initial_noise
 from sdd_jax.sampling.virtual_inversion import edit_friendly_decode, edit_friendly_maps
 from sdd_jax.sampling.virtual_inversion import infedit as follow_infedit
@@ -116,19 +118,22 @@ def _sdedit(
 def edit_friendly(request: EditRequest) -> EditResult:
     """Extracts the sampler's noise maps under the source prompt and follows them under the target's."""
     options, model = options_of(request, EditFriendly), request.model
-    source_w, w = (jnp.float32(scale) for scale in (options.source_scale(request), options.scale(request, 15.0)))
+    source_w, w = options.source_scale(request), jnp.float32(options.scale(request, 15.0))
+    is_off = source_w == 1.0
     z = _edit_friendly(
-        Static(model), dataclasses.replace(program_of(options), source_guidance=None), request.frozen,
-        encode(request), texts(request, request.source), texts(request, request.target), source_w, w,
+        Static(model), dataclasses.replace(program_of(options), source_guidance=None), is_off, request.frozen,
+        encode(request), texts(request, request.source), texts(request, request.target), jnp.float32(source_w), w,
         jax.random.key(request.seed),
     )  # fmt: skip
-    return EditResult(decode(request, z), passes(model) * (2 * options.steps - options.skipped))
+    up, down = options.steps * (1 if is_off else passes(model)), (options.steps - options.skipped) * passes(model)
+    return EditResult(decode(request, z), up + down)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _edit_friendly(
     static: Static,
     options: EditFriendly,
+    is_off: bool,
     frozen: Frozen,
     x0: jax.Array,
     source: Texts,
@@ -139,7 +144,9 @@ def _edit_friendly(
 ) -> jax.Array:
     model, unet = static.model, guided_unet(static.model, frozen)
     along = (sampling_times(options.steps), Schedule(model.alphas_cumprod), model.prediction)
-    up = prompted(unet, source.context, constant_guidance(source_w), added_cond=source.added_cond)
+    up = unguided(model, frozen, source)
+    if not is_off:
+        up = prompted(unet, source.context, constant_guidance(source_w), added_cond=source.added_cond)
     down = prompted(unet, target.context, options.over_time(w), added_cond=target.added_cond)
     return edit_friendly_decode(down, edit_friendly_maps(up, x0, rng, *along), *along, options.skipped)
 
@@ -154,7 +161,7 @@ def infedit(request: EditRequest) -> EditResult:
         Static(model), program_of(options), request.frozen, encode(request), texts(request, request.source),
         texts(request, request.target), w, control, jax.random.key(request.seed),
     )  # fmt: skip
-    return EditResult(decode(request, z), 2 * passes(model) * options.steps)
+    return EditResult(decode(request, z), (1 + passes(model)) * options.steps)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -170,6 +177,6 @@ def _infedit(
     rng: jax.Array,
 ) -> jax.Array:
     model, both = static.model, stacked(source, target)
-    network = prompted_pairs(guided_unet(model, frozen), both.context, options.over_time(w), added_cond=both.added_cond)
+    network = controlled_pairs(model, frozen, both, options.over_time(w))
     times = sampling_times(options.steps)
     return follow_infedit(network, x0, rng, times, Schedule(model.alphas_cumprod), model.prediction, control)
