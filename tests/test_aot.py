@@ -27,6 +27,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "ccd_sr.py"
 F = {"sd15": 0.803e12, "sdxl": 6.761e12}
 SPECIAL = {
     "icd.py:stage2,sd15": ["teacher.model=random:stable-diffusion-v1-5/stable-diffusion-v1-5+w"],
+    "icd.py:stage2,sdxl": ["teacher.model=random:stabilityai/stable-diffusion-xl-base-1.0+w"],
     "sdd_stylegan.py:sd15_random": [
         "manipulator.generator=random:64", "identity.kind=none", "objective.identity_weight=0.0",
     ],

@@ -1,17 +1,26 @@
-"""Jobs on a model with two text encoders: both tokenizers' ids, or their states, reach the loss and the sampler."""
+"""On a model with two text encoders both tokenizers' ids, or their states, reach losses, samplers and the editor."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 
+import sdd_jax
 from sdd_jax import aot
 from sdd_jax.benchmarks.workloads import abstract_program, plain_job
 from sdd_jax.config import defaults_of, load_config
+from sdd_jax.diffusion.guidance import guidance_embedding
+from sdd_jax.diffusion.schedule import Schedule, add_noise
+from sdd_jax.diffusion.timegrid import BOUNDARIES
+from sdd_jax.diffusion.transport import move
 from sdd_jax.jobs.ccd.conditional import make_sampler
+from sdd_jax.jobs.editing.methods import EditRequest, decode, edit, encode, frozen_of, texts
+from sdd_jax.sampling.generate import initial_noise
 from sdd_jax.train import EngineConfig
 from sdd_jax.training.sharding import MeshConfig, make_mesh
 
@@ -76,3 +85,45 @@ def test_a_plain_step_reads_pooled_text(tiny_xl):
     step = abstract_program(job, batch, make_mesh(MeshConfig(), jax.devices()[:1]))
     state, metrics = jax.eval_shape(step.program.step, *step.arguments)
     assert metrics["loss"].shape == () and "add_embedding" in state.params["unet"]
+
+
+def test_the_prompt_switch_of_two_text_encoders(tiny_xl, compile_quickly):
+    """Up under the source, down under its prompt and then the target's, the pooled state the target's all the way."""
+
+    def tokenize(prompts):
+        return np.asarray([[ord(text or "z") - ord("a")] * TOKENS for text in prompts], np.int32)
+
+    model, params = sdd_jax.load(f"random:{tiny_xl}+w")
+    model = dataclasses.replace(model, tokenize=tokenize, tokenize_2=tokenize)
+    unets = {"forward": params["unet"], "reverse": jax.tree.map(lambda x: 1.1 * x, params["unet"])}
+    request = EditRequest(
+        model=model, frozen={**frozen_of(model, params), **unets, "boundaries": BOUNDARIES["2"]},
+        image=np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32),
+        source=("a",), target=("b",), options={"guidance": 3.0, "tau": 0.6},
+    )  # fmt: skip
+    result = edit("icd", request)
+    assert result.evaluations == 4
+
+    denoise, schedule = jax.jit(model.denoise), Schedule(model.alphas_cumprod)
+    (source, own), (target, pooled) = (
+        (context, added["text_embeds"]) for context, added in (texts(request, (prompt,)) for prompt in "ab")
+    )
+    sizes = jnp.asarray([[64.0, 64.0, 0.0, 0.0, 64.0, 64.0]])
+
+    def jumped(name, z, t, s, context, pooled, w):
+        scale, added = guidance_embedding(jnp.asarray([w])), {"text_embeds": pooled, "time_ids": sizes}
+        t, s = jnp.asarray([t]), jnp.asarray([s])
+        eps = denoise(unets[name], z, t, context, timestep_cond=scale, added_cond=added)
+        return move(eps, z, schedule.at_boundary(t), schedule.at_boundary(s), "eps")
+
+    z = add_noise(encode(request), initial_noise(jax.random.key(0), (1, 16, 16, 4)), schedule.at(19))
+    for t, s in ((19, 519), (519, 999)):
+        z = jumped("forward", z, t, s, source, own, 1.0)
+
+    def down(first, last):
+        half = jumped("reverse", z, 999, 519, source, first, 1.0)
+        return decode(request, jumped("reverse", half, 519, 0, target, last, 3.0))
+
+    np.testing.assert_allclose(result.image, down(pooled, pooled), atol=1e-3)
+    for wrong in ((own, pooled), (pooled, own)):
+        assert np.abs(result.image - down(*wrong)).max() > 1e-2
