@@ -1,9 +1,10 @@
 """`python -m sdd_jax.edit --method=p2p --model=portraits --image=in.png --source="..." --target="..." --out=out.png`.
 
 Every editing method that the papers use or compare with, on a model (`--model`: "portraits", a directory, a hub id) or
-on a run (`--workdir`). Several images go in one batch: as many `--source` and `--target` prompts, or one for all.
-`--option key=value` sets what the method takes; a wrong one is answered with the list. The output is one PNG, with
-`--beside` the source before each edit; `--frames` draws the way there, of methods that have one, as a strip or a GIF.
+on a run (`--workdir`). `--image` takes several, and directories of them, edited `--batch` at once: as many `--source`
+and `--target` prompts, or one for all. `--option key=value` sets what the method takes; a wrong one is answered with
+the list. `--out` is one PNG with all answers, or a directory for a PNG each, with `--beside` the source before each
+edit; `--frames` draws the way there, of methods that have one, as a strip or a GIF.
 
     python -m sdd_jax.edit --method=p2p,npi,sdedit --benchmark=portraits --samples=16 --out=DIR
 
@@ -22,19 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sdd_jax.command import Parser, run_command
-from sdd_jax.data.decode import read_picture
 from sdd_jax.data.edit_pairs import EDITS, parse_edit
-from sdd_jax.data.records import to_float
 from sdd_jax.images import make_grid, to_uint8, write_grid
-from sdd_jax.jobs.editing.methods import METHODS, EditRequest, edit, side_unit
+from sdd_jax.jobs.editing.methods import METHODS, WITH_FRAMES, side_unit
 from sdd_jax.jobs.editing.models import open_model
 from sdd_jax.jobs.editing.options import parse_options
+from sdd_jax.jobs.editing.pictures import answer_files, edit_pictures, find_pictures, is_grid
 from sdd_jax.jobs.editing.report import Editor, report_pairs
 from sdd_jax.types import ModelBundle
 
+FRAMES = 10
 _log = logging.getLogger("sdd_jax")
 
 
@@ -50,6 +51,8 @@ def _edit(argv: Sequence[str]) -> None:
         if method not in METHODS:
             raise ValueError(f"--method={method} is no editing method; use {', '.join(METHODS)}")
     options = parse_options(flags.option)
+    if flags.batch < 1:
+        raise ValueError(f"--batch={flags.batch}: edit at least one picture at once")
     if flags.benchmark:
         print(_measure(flags, tuple(methods), options))
         return
@@ -57,39 +60,50 @@ def _edit(argv: Sequence[str]) -> None:
         raise ValueError(f"--method={flags.method}: one image is edited by one method; several need --benchmark")
     if not flags.image or not flags.target:
         raise ValueError("--image and --target: say what to edit, and what it should show")
-    source, target = (_prompts(name, getattr(flags, name), len(flags.image)) for name in ("source", "target"))
-    for path in flags.image:
-        if not path.is_file():
-            raise FileNotFoundError(f"--image={path}: no such image")
-    if flags.frames is not None and flags.frames.suffix not in (".png", ".gif"):
-        raise ValueError(f"--frames={flags.frames}: name a .png strip or a .gif")
+    pictures = find_pictures(flags.image)
+    source, target = (_prompts(name, getattr(flags, name), len(pictures)) for name in ("source", "target"))
+    files = answer_files(flags.out, pictures)
+    if flags.frames is not None:
+        options = _with_frames(flags, options)
     model, frozen = open_model(flags)
-    size = parse_size(flags.size, model)
-    images = np.stack([read_image(path, size) for path in flags.image])
-    request = EditRequest(
-        model=model, frozen=frozen, image=images, source=source, target=target, seed=flags.seed, options=options
-    )
-    began = time.monotonic()
-    result = edit(flags.method, request)
+    asked = {"size": parse_size(flags.size, model), "batch": flags.batch, "seed": flags.seed, "options": options}
+    began, unwritten, evaluations, shown, frames = time.monotonic(), iter(files), [], [], []
+    for images, result in edit_pictures(flags.method, model, frozen, pictures, (source, target), **asked):
+        for row in np.stack([images, result.image], 1) if flags.beside else result.image[:, None]:
+            if is_grid(flags.out):
+                shown.append(row)
+            else:
+                write_grid(next(unwritten), [row])
+        frames += [] if result.frames is None else [result.frames]
+        evaluations += [result.evaluations] * len(images)
     _log.info(
         "%s: %g evaluations an image, %.1f s with compilation",
-        flags.method, result.evaluations, time.monotonic() - began,
+        flags.method, np.mean(evaluations), time.monotonic() - began,
     )  # fmt: skip
+    if shown:
+        write_grid(flags.out, [np.concatenate(shown)])
     if flags.frames is not None:
-        if result.frames is None:
-            raise ValueError(f"--frames: {flags.method} has no way to show; leave it out")
-        write_frames(flags.frames, result.frames)
-    columns = np.stack([images, result.image], 1) if flags.beside else result.image[:, None]
-    write_grid(flags.out, [columns.reshape(-1, *images.shape[1:])])
+        write_frames(flags.frames, np.concatenate(frames, axis=1))
     _log.info("wrote %s", flags.out)
+
+
+def _with_frames(flags: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a method that leaves frames, as `--frames` asks; ValueError where there will be none."""
+    if flags.frames.suffix not in (".png", ".gif"):
+        raise ValueError(f"--frames={flags.frames}: name a .png strip or a .gif")
+    if flags.method not in WITH_FRAMES:
+        raise ValueError(f"--frames: {flags.method} has no way to show, as {', '.join(WITH_FRAMES)} have; leave it out")
+    if not options.get("frames", FRAMES):
+        raise ValueError("--frames shows what --option frames=0 leaves out: give one of the two")
+    return {"frames": FRAMES, **options}
 
 
 def _measure(flags: argparse.Namespace, methods: tuple[str, ...], options: dict[str, Any]) -> str:
     """Measures methods on portraits, as `--benchmark` asks; returns the table."""
     if flags.image or flags.target or flags.frames or flags.beside:
         raise ValueError("--benchmark has its own images and prompts: leave --image, --target, --frames, --beside out")
-    if flags.samples < 1 or flags.batch < 1:
-        raise ValueError(f"--samples={flags.samples}, --batch={flags.batch}: ask for at least one")
+    if flags.samples < 1:
+        raise ValueError(f"--samples={flags.samples}: ask for at least one")
     edits = tuple(flags.edits.split(",")) if flags.edits else EDITS
     for one in edits:
         parse_edit(one)
@@ -108,7 +122,8 @@ def _parser() -> Parser:
     which.add_argument("--workdir", type=Path, help="a run to edit with")
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a model")
-    parser.add_argument("--image", nargs="+", type=Path, help="pictures to edit")
+    parser.add_argument("--image", nargs="+", type=Path, help="pictures to edit, and directories of them")
+    parser.add_argument("--batch", type=int, default=16, help="pictures edited at once")
     parser.add_argument("--source", nargs="+", default=[""], help="what each shows")
     parser.add_argument("--target", nargs="+", help="what each should show")
     parser.add_argument("--size", default="", help="side in pixels, or WIDTHxHEIGHT; by default the model's own")
@@ -116,22 +131,13 @@ def _parser() -> Parser:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the method; repeatable")
     parser.add_argument("--beside", action="store_true", help="put each source before its edit")
     parser.add_argument("--frames", type=Path, help="a .png strip or a .gif of the way")
-    parser.add_argument("--out", required=True, type=Path, help="a PNG; of a benchmark a directory")
+    parser.add_argument("--out", required=True, type=Path, help="a PNG, or a directory; of a benchmark a directory")
     benchmark = parser.add_argument_group("measuring methods")
     benchmark.add_argument("--benchmark", choices=("portraits",), help="measure on these in place of editing --image")
     benchmark.add_argument("--samples", type=int, default=16, help="portraits of each edit")
     benchmark.add_argument("--edits", default="", help="as accessory=hat,weather=snowing; by default nine")
-    benchmark.add_argument("--batch", type=int, default=16, help="portraits edited at once")
     benchmark.add_argument("--world", default="portraits", help="whose instruments measure")
     return parser
-
-
-def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """An image file as f32[h,w,3] in [-1, 1], scaled to cover `size` (h, w) and cropped at its centre."""
-    height, width = size
-    return to_float(
-        np.asarray(ImageOps.fit(read_picture(path, upright=True), (width, height), Image.Resampling.BICUBIC))
-    )
 
 
 def parse_size(text: str, model: ModelBundle) -> tuple[int, int]:
@@ -155,7 +161,9 @@ def write_frames(path: Path, frames: np.ndarray) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     pages = [Image.fromarray(make_grid([to_uint8(frame)])) for frame in frames]
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=80, loop=0)
+    partial = path.with_name(f"{path.name}.partial")
+    pages[0].save(partial, format="GIF", save_all=True, append_images=pages[1:], duration=80, loop=0)
+    partial.rename(path)
 
 
 def _prompts(name: str, given: list[str], count: int) -> tuple[str, ...]:

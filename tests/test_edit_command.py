@@ -12,6 +12,7 @@ from sdd_jax.data.edit_pairs import edit_pairs
 from sdd_jax.evals.editing import CEILING
 from sdd_jax.jobs.editing import methods as editing
 from sdd_jax.jobs.editing.methods import EditResult
+from sdd_jax.jobs.editing.pictures import read_image
 from sdd_jax.jobs.editing.report import Editor
 from sdd_jax.jobs.icd import edit_measures
 
@@ -35,7 +36,7 @@ def test_a_batch_of_pictures_of_another_size(tiny_world, pictures, tmp_path, cap
     with Image.open(tmp_path / "x" / "out.png") as image:
         assert image.size == (4 * 64 + 3 * 2, 32)
         first = np.asarray(image)[:, :64]
-    want = edit.read_image(pictures / "a.png", (32, 64))
+    want = read_image(pictures / "a.png", (32, 64))
     np.testing.assert_allclose(first, (want + 1) * 127.5, atol=0.51)
     assert "masactrl: 10 evaluations an image" in capsys.readouterr().out
 
@@ -121,6 +122,72 @@ def test_options_are_numbers_or_words():
     assert edit.parse_options(texts) == want
 
 
+SEEN = []
+
+
+def note(request):
+    """A method that turns pictures into their negatives, in two frames."""
+    SEEN.append((request.image.shape, request.target, request.seed, dict(request.options)))
+    return EditResult(-request.image, 1.0, np.stack([request.image, -request.image]))
+
+
+@pytest.fixture
+def noting(tiny_model, tmp_path, monkeypatch):
+    """(run(*arguments) -> exit status, a directory of three pictures, two of them in another below)."""
+    monkeypatch.setattr(editing, "METHODS", {"note": "test_edit_command:note"})
+    monkeypatch.setattr(edit, "METHODS", editing.METHODS)
+    monkeypatch.setattr(edit, "WITH_FRAMES", ("note",))
+    monkeypatch.setattr(edit, "open_model", lambda flags: (tiny_model[0], {}))
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "more/b.jpg", "more/c.png")):
+        Image.new("RGB", (16, 16), (80 * i,) * 3).save(folder / name)
+    SEEN.clear()
+    return lambda *arguments: edit.main(["--method=note", "--size=16", *map(str, arguments)]), folder
+
+
+def test_a_directory_is_edited_in_batches_of_one_shape(noting, tmp_path):
+    """Three pictures, two at once: the last batch is padded, and each answer has its picture's name."""
+    run, folder = noting
+    targets = ["--target", "x", "y", "z", "--batch=2", "--seed=5"]
+    assert run("--image", folder, *targets, f"--out={tmp_path / 'out'}") == 0
+    shape = (2, 16, 16, 3)
+    assert SEEN == [(shape, ("x", "y"), 5, {}), (shape, ("z", "x"), 7, {})], "no frames where none are asked for"
+    found = {path.relative_to(tmp_path / "out").as_posix(): path for path in (tmp_path / "out").rglob("*.*")}
+    for i, name in enumerate(("a.png", "more/b.png", "more/c.png")):
+        with Image.open(found.pop(name)) as image:
+            assert image.size == (16, 16) and abs(image.getpixel((8, 8))[0] - (255 - 80 * i)) <= 2
+    assert not found
+
+    more = ["--beside", f"--frames={tmp_path / 'way.png'}", "--option=frames=2"]
+    pictures = [folder / "a.png", folder / "more"]
+    assert run("--image", *pictures, *targets, f"--out={tmp_path / 'grid.png'}", *more) == 0
+    assert SEEN[2][3] == {"frames": 2}
+    with Image.open(tmp_path / "grid.png") as grid, Image.open(tmp_path / "way.png") as way:
+        assert grid.size == (6 * 18 - 2, 16) and way.size == (2 * 18 - 2, 3 * 18 - 2)
+        assert [grid.getpixel((18 * k + 8, 8))[0] // 10 for k in (0, 1)] == [0, 25], "the source, then its edit"
+
+
+@pytest.mark.parametrize(
+    ("images", "out", "message"),
+    [
+        (("pictures", "pictures"), "out", "2 pictures would be answered in"),
+        (("pictures",), "pictures", "a.png is a picture that is read; write elsewhere"),
+        (("pictures/a.png",), "pictures/a.png", "a.png is a picture that is read; write elsewhere"),
+        (("pictures",), "out.jpg", "out.jpg: name a .png, for all answers in a grid, or a directory"),
+        (("pictures",), "pictures/a.png/x.png", "is a file, name a directory to write to"),
+        (("empty",), "out", "empty: no pictures in it (.png, .jpg"),
+        (("damaged.png",), "out", "damaged.png is not a readable image"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_told_first(noting, tmp_path, capsys, monkeypatch, images, out, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged.png").write_text("x")
+    monkeypatch.setattr(edit, "open_model", lambda flags: pytest.fail("a model was loaded"))
+    assert noting[0]("--image", *(tmp_path / name for name in images), "--target=x", f"--out={tmp_path / out}") == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_mistakes(one_line, tiny_world, pictures, tmp_path):
     picture = ["--image", pictures / "a.png", "--target", "a dog"]
     where = [f"--model={tiny_world}", f"--out={tmp_path / 'out.png'}"]
@@ -134,12 +201,15 @@ def test_mistakes(one_line, tiny_world, pictures, tmp_path):
         (["--method=p2p", *picture, "--size=63"], "--size=63: give a side, or WIDTHxHEIGHT, in multiples of 8"),
         (["--method=p2p", *picture, "--size=big"], "--size=big: give a side"),
         (["--method=p2p", *picture, "--frames=x.mp4"], "--frames=x.mp4: name a .png strip or a .gif"),
+        (["--method=p2p", *picture, "--frames=x.gif"], "--frames: p2p has no way to show, as sds, dds"),
+        (["--method=dds", *picture, "--frames=x.gif", "--option=frames=0"], "--option frames=0 leaves out"),
+        (["--method=p2p", *picture, "--batch=0"], "--batch=0: edit at least one picture at once"),
         (["--method=icd", *picture], "icd edits with a run of stage 2: name it as --workdir"),
         (["--method=manipulate", *picture], "manipulate edits with a run of sdd or clip_guidance"),
         (["--method=ddib", *picture, "--option", "strength=1"], "--option.strength is not a field of Inversion"),
         (["--method=ddib", *picture, "--benchmark=portraits"], "--benchmark has its own images and prompts"),
         (["--method=ddib", "--benchmark=portraits", "--edits=hat"], "'hat' is no edit of a portrait"),
-        (["--method=ddib", "--benchmark=portraits", "--samples=0"], "--samples=0, --batch=16: ask for at least one"),
+        (["--method=ddib", "--benchmark=portraits", "--samples=0"], "--samples=0: ask for at least one"),
     ]
     for arguments, message in cases:
         assert message in one_line(edit, *arguments, *where), message

@@ -118,7 +118,7 @@ FIG9 = Table(
     title="Guidance: prompt against fidelity",
     paper="DDS, fig. 9: CLIP score against LPIPS over guidance scales",
     rows=(
-        curve_row("DDS", "dds", 14.0, settings={"iterations": 100, "frames": 0}, vary="guidance", strengths=GUIDANCES,
+        curve_row("DDS", "dds", 14.0, settings={"iterations": 100}, vary="guidance", strengths=GUIDANCES,
                   **ZERO_SHOT),
         curve_row("SDEdit", "sdedit", 8.0, **NOISED, **ZERO_SHOT),
         curve_row("PnP", "pnp", 8.0, (0,), **INJECTED, **ZERO_SHOT),

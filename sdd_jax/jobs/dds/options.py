@@ -21,7 +21,7 @@ class Descent:
     t_min, t_max: the range of t; timesteps: a JSON file with a list `selected` instead (`python -m sdd_jax.search`).
     alpha_power, sigma_power: the gradient's weight alpha_t^a sigma_t^b; SDD's is sigma_t^2. clip: the largest root mean
     square of a gradient. mask: a picture that is white where the edit may act. frames: pictures of the way (at most;
-    their number divides `iterations`), the last one the result; 0 for none.
+    their number divides `iterations`), the last one the result, each a decoding; 0 for none.
     """
 
     iterations: int = ITERATIONS
@@ -35,7 +35,7 @@ class Descent:
     sigma_power: float = 0.0
     clip: float | None = None
     mask: str = ""
-    frames: int = CUTS
+    frames: int = 0
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.frames < 0 or self.step <= 0:

@@ -4,8 +4,9 @@
     request = EditRequest(model=bundle, frozen=frozen_of(bundle, params), image=x, source=(...,), target=(...,))
     result = edit("p2p", request)
 
-`METHODS` names each method's function, imported when it is asked for; what it takes in `options` is a frozen dataclass
-of its own, read by `config.validate`. What several methods share is here: the guided network of a teacher, text states,
+`METHODS` names each method's function, imported when it is asked for, `WITH_FRAMES` those that show the way, in as many
+pictures as their option `frames` says; what a method takes in `options` is a frozen dataclass of its own, read by
+`config.validate`. What several methods share is here: the guided network of a teacher, text states,
 and the way between images and latents, each one program per model and shape, however often it is called.
 
 A network is guided in two passes, or in one where its UNet reads the guidance scale (`time_cond_proj_dim`); every
@@ -53,6 +54,7 @@ METHODS: dict[str, str] = {
     "translate": "sdd_jax.jobs.dds.editing:translate",
     "manipulate": "sdd_jax.jobs.sdd.editing:manipulate",
 }
+WITH_FRAMES = ("sds", "dds", "cds", "pds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
