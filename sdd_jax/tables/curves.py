@@ -18,6 +18,7 @@ from sdd_jax.tables.claims import Unmeasured, read
 from sdd_jax.tables.types import Check, Measured, Stat, Verdict
 
 LEAST, APART = 0.1, 0.05
+GIVEN_BACK = 0.1
 
 
 class Point(NamedTuple):
@@ -93,13 +94,16 @@ def read_equal(
 
 
 def levels_off(metric: str, row: str, first: str, middle: str, last: str) -> Check:
-    """Along x the row's metric rises from `first` to `middle`, and by more than from `middle` to `last`."""
+    """Along x the row's metric rises from `first` to `middle`, by more than from `middle` to `last`, and stays up.
+
+    It may fall again by the seeds' spread, or by `GIVEN_BACK` of its rise.
+    """
 
     def decide(measured: Measured) -> Verdict:
         a, b, c = (read(measured, row, f"{metric}@{x}") for x in (first, middle, last))
         early, late, spread = b.mean - a.mean, c.mean - b.mean, math.hypot(a.spread, b.spread, c.spread)
         return Verdict(
-            early > spread and early - late > spread,
+            early > spread and early - late > spread and late >= -max(spread, GIVEN_BACK * early),
             f"{row}: {metric} {a} at {first}, {b} at {middle}, {c} at {last}; seeds' spread {spread:.2g}",
         )
 

@@ -251,7 +251,6 @@ TABLE2 = Table(
     "autoencoder's two about 2F, and 50 guided steps 100F: 34 times one pass with the autoencoder, 100 on latents.",
 )  # fmt: skip
 
-FULL_EDITS = beyond("success", "full", 0.3, better="higher")
 ABLATION = Table(
     name="dds-ablation",
     title="What the translator's training needs",
@@ -265,16 +264,18 @@ ABLATION = Table(
     ),
     claims=(
         Claim(text="without guidance warm-up the outputs are less diverse, further from the exact answers",
-              check=every(FULL_EDITS, order("diversity", "full", "no warm-up", better="higher"),
+              check=every(beyond("success", "full", 0.3, better="higher"),
+                          order("diversity", "full", "no warm-up", better="higher"),
                           nearer("diversity", "full", "no warm-up", to=1.0))),
-        Claim(text="SDS in place of DDS loses detail: it is further from the exact answer",
-              check=every(FULL_EDITS, order("psnr", "full", "SDS", better="higher"))),
+        Claim(text="SDS in place of DDS loses detail: at equal success it is further from the exact answer",
+              check=at_equal("psnr", "full", "SDS", better="higher")),
         Claim(text="and keeps less outside the edit",
-              check=every(FULL_EDITS, order("psnr_outside", "full", "SDS", better="higher"))),
+              check=at_equal("psnr_outside", "full", "SDS", better="higher")),
     ),
     columns=(*EDIT_COLUMNS, Column(metric="diversity", title="diversity (1: the exact answers')")),
     note="64 cats to each of four animals. A translator that changes nothing has all the diversity and keeps all: the "
-    "claims ask the full one for a success of .3.",
+    "first claim asks the full one for a success of .3, the others compare at equal success, a translator being one "
+    "point: that of the less successful one says nothing where it is ahead.",
 )  # fmt: skip
 
 FIG2, FIG5, FIG8, FIG9, TABLE2, ABLATION = map(settled, (FIG2, FIG5, FIG8, FIG9, TABLE2, ABLATION))

@@ -64,8 +64,13 @@ def test_a_row_without_the_level_decides_nothing():
     assert decide(found, "a", "b").holds is None
 
 
-@pytest.mark.parametrize(("values", "holds"), [((0.2, 0.8, 0.9), True), ((0.2, 0.5, 0.9), False), ((0.8, 0.8, 0.8), False)])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(
+    ("values", "holds"),
+    [((0.2, 0.8, 0.9), True), ((0.2, 0.8, 0.75), True), ((0.2, 0.5, 0.9), False), ((0.8, 0.8, 0.8), False),
+     ((0.2, 0.9, 0.25), False)],
+)  # fmt: skip
 def test_levelling_off(values, holds):
+    """The last of them rises and falls again."""
     found = {"a": {f"success@{x}": Stat(value, 0.01, 2) for x, value in zip((1, 5, 15), values, strict=True)}}
     verdict = judge(Claim(text="x", check=levels_off("success", "a", "1", "5", "15")), found)
     assert verdict.holds is holds and f"{values[1]:g} ± 0.01 at 5" in verdict.evidence

@@ -74,9 +74,13 @@ def test_a_translator_that_changes_nothing_wins_no_ablation():
     worse = {"success": 0.9, "diversity": 0.4, "psnr": 14.0, "psnr_outside": 17.0}
     others = {name: Stat(value, 0.01, 2) for name, value in worse.items()}
     measured = {"full": full, "no warm-up": others, "SDS": others}
-    assert [judge(claim, measured).holds for claim in dds.ABLATION.claims] == [False] * 3
-    measured["full"] = {**full, "success": Stat(0.8, 0.01, 2)}
+    assert [judge(claim, measured).holds for claim in dds.ABLATION.claims] == [False, None, None]
+    measured["full"] = {**full, "success": Stat(0.5, 0.01, 2)}
+    assert [judge(claim, measured).holds for claim in dds.ABLATION.claims] == [True, None, None], "it does less"
+    measured["full"] = {**full, "success": Stat(0.88, 0.01, 2)}
     assert [judge(claim, measured).holds for claim in dds.ABLATION.claims] == [True] * 3
+    measured["full"] |= {"psnr": Stat(13.0, 0.01, 2)}
+    assert judge(dds.ABLATION.claims[1], measured).holds is False
     measured["full"] |= {"diversity": Stat(1.9, 0.01, 2)}
     assert judge(dds.ABLATION.claims[0], measured).holds is False, "noise is not diversity"
 
