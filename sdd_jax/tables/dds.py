@@ -20,6 +20,7 @@ REPORT = "sdd_jax.jobs.dds.report:translation"
 TIMES = (50, 150, 300, 450, 600, 750, 900)
 SCORE: dict[str, Any] = {"iterations": 100, "guidance": 3.0}
 NOISED: dict[str, Any] = {"vary": "strength", "strengths": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}
+SHOWN_STRENGTH = 0.6
 INJECTED: dict[str, Any] = {"vary": "features", "strengths": (0.2, 0.5, 0.8)}
 GUIDANCES = (1.0, 3.0, 5.0, 15.0)
 ANIMALS = ("dog", "lion", "bear", "squirrel")
@@ -103,7 +104,7 @@ FIG5 = Table(
     ),
     columns=(
         *columns_at("100", "100 iterations", "success", "psnr", "psnr_outside"),
-        *columns_at("0.6", "strength .6", "success", "psnr", "psnr_outside"),
+        *columns_at(f"{SHOWN_STRENGTH:g}", f"strength {SHOWN_STRENGTH:g}", "success", "psnr", "psnr_outside"),
         *EDIT_COLUMNS,
     ),
     plots=tuple(

@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sdd_jax.config import defaults_of, load_config, to_plain, validate
 from sdd_jax.data.edit_pairs import EDITS
 from sdd_jax.jobs.dds import gradients, report, study
-from sdd_jax.tables import TABLES, dds, find_table
+from sdd_jax.tables import TABLES, dds, dds_grids, find_table
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.claims import judge
 from sdd_jax.tables.types import Stat
@@ -103,3 +104,29 @@ def test_a_translator_fits_its_quarter_of_an_hour_by_count():
     assert config.objective.guidance == 3.0 and config.optimizer.learning_rate == 3e-4
     big = load_config(f"{ROOT / 'configs' / 'dds_translate.py'}:sd15", (), defaults_of(EngineConfig))
     assert big.objective.guidance == 7.5
+
+
+@pytest.mark.parametrize("variant", ["sd15", "sd21", "sdxl"])
+def test_the_papers_data_of_a_translator(variant):
+    """5000 samples of the teacher from 5 to 20 captions."""
+    data = load_config(f"{ROOT / 'configs' / 'dds_translate.py'}:{variant}", (), defaults_of(EngineConfig)).data
+    assert (data.source, data.count) == ("teacher", 5000) and 5 <= len(set(data.captions)) <= 20
+
+
+def test_the_zero_shot_grid_has_the_tables_settings(tiny_world, tmp_path, monkeypatch):
+    """Sources first, then each editor's answers, the exact ones last."""
+    asked = {}
+
+    def edits(method, model, frozen, pairs, target, seed, settings):
+        asked[method] = (target == pairs.target, seed, settings)
+        return -pairs.image
+
+    monkeypatch.setattr(dds_grids, "run_edits", edits)
+    monkeypatch.setattr(dds_grids, "use_compile_cache", lambda _: None)
+    assert dds_grids.main([f"--world={tiny_world}", f"--out={tmp_path}", "--seed=3"]) == 0
+    assert asked == {method: (True, 3, dds.SCORE) for method in ("dds", "sds")} | {
+        "sdedit": (True, 3, {"strength": dds.SHOWN_STRENGTH})
+    }
+    assert dds.SHOWN_STRENGTH in dds.NOISED["strengths"]
+    with Image.open(tmp_path / "dds_zero_shot.png") as grid:
+        assert grid.width > len(EDITS) * 66 and grid.height > 5 * 66 - 2
