@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from sdd_jax.diffusion.schedule import Schedule
-from sdd_jax.jobs.dds import gradients, study
-from sdd_jax.jobs.dds.gradients import GAUSSIAN_STD, gaussian_kappa
+from sdd_jax.evals.instruments import Readings
+from sdd_jax.jobs.dds import gradients, report, study
+from sdd_jax.jobs.dds.gradients import GAUSSIAN_STD, gaussian_weights
 from sdd_jax.jobs.dds.pairs import distinct_pairs
 from sdd_jax.objectives.conditional import ConditionalDiffusion
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 EDITS = ["hair=white", "expression=angry"]
+SD = Schedule.scaled_linear()
 
 
 @pytest.fixture(scope="module")
@@ -24,22 +26,33 @@ def figure():
 
 @pytest.mark.parametrize("t", [50, 450, 900])
 def test_figure_8_on_gaussian_data_is_its_closed_form(figure, t):
-    """|g| = kappa, cosine 1 for the aligned pair; other means add to the size and turn the gradient."""
-    assert figure[f"aligned@{t}"] == pytest.approx(figure[f"kappa@{t}"], rel=0.03)
-    assert figure[f"cosine@{t}"] == pytest.approx(1, abs=1e-5)
-    assert figure[f"permuted@{t}"] > figure[f"aligned@{t}"]
-    assert figure[f"shuffled@{t}"] == pytest.approx(1, abs=1e-5), "an aligned gradient is -kappa eps for every image"
+    """Sizes and cosines, of which neither is trivial: other means add to the size, other images turn the gradient."""
+    for name in ("aligned", "permuted"):
+        assert figure[f"{name}@{t}"] == pytest.approx(figure[f"{name}_exact@{t}"], rel=0.03)
+    for name in ("cosine", "shuffled"):
+        assert figure[f"{name}@{t}"] == pytest.approx(figure[f"{name}_exact@{t}"], abs=0.01)
+    assert figure["aligned"] == pytest.approx(sum(figure[f"aligned@{t}"] for t in (50, 450, 900)) / 3)
+    assert figure[f"permuted@{t}"] > figure[f"aligned@{t}"] == pytest.approx(gaussian_weights(SD, t)[0], rel=0.03)
+    assert 0.99 > figure[f"cosine@{t}"] > figure[f"shuffled@{t}"] + 0.1
 
 
-def test_kappa_by_hand():
-    acp = np.asarray(Schedule.scaled_linear().alphas_cumprod)[450]
-    want = acp * GAUSSIAN_STD**2 / (acp * GAUSSIAN_STD**2 + 1 - acp)
-    assert gaussian_kappa(Schedule.scaled_linear(), 450) == pytest.approx(want, rel=1e-5)
+def test_the_closed_form_by_hand():
+    acp = np.asarray(SD.alphas_cumprod, np.float64)[450]
+    variance = acp * GAUSSIAN_STD**2 + 1 - acp
+    kappa, slope = acp * GAUSSIAN_STD**2 / variance, np.sqrt(acp * (1 - acp)) / variance
+    assert gaussian_weights(SD, 450) == pytest.approx((kappa, slope), rel=1e-5)
+    d = np.stack([np.full((2, 2, 1), value, np.float32) for value in (0.3, -0.3)])
+    found = gradients.closed_form(SD, 450, d, d, d)
+    size = np.hypot(kappa, 0.3 * slope)
+    want = {"aligned": kappa, "permuted": size, "cosine": 1, "shuffled": (kappa**2 - (0.3 * slope) ** 2) / size**2}
+    assert found == pytest.approx(want, rel=1e-5)
 
 
 def test_figure_8_on_a_teacher_has_both_plots(tiny_world):
     found = gradients.teacher(None, 0, {"world": str(tiny_world), "count": 1, "times": (300,), "draws": 2})
-    assert set(found) == {f"{name}@300" for name in ("aligned", "permuted", "cosine", "shuffled")}
+    assert set(found) == {
+        f"{name}{at}" for name in ("aligned", "permuted", "cosine", "shuffled") for at in ("", "@300")
+    }
     assert all(np.isfinite(value) for value in found.values()) and found["aligned@300"] > 0
     with pytest.raises(ValueError, match="options.draw is not a field of GradientOptions"):
         gradients.teacher(None, 0, {"draw": 2})
@@ -118,6 +131,24 @@ def test_scores_stay_or_drift_on_equal_prompts(tiny_world, monkeypatch):
     assert dds == {"change@1": 0.0, "change@2": 0.0, "change": 0.0}
     sds = study.drift(None, 0, {**common, "method": "sds", "settings": settings})
     assert sds["change@2"] == sds["change"] > 1e-4
+
+
+def test_one_picture_an_edit_has_no_diversity(monkeypatch):
+    """What two edits' pictures differ in is no diversity of either."""
+    pairs = study.PairOptions(edits=tuple(EDITS), count=3).pairs()
+    monkeypatch.setattr(report, "edit_metrics", lambda *_: {})
+    monkeypatch.setattr(report, "caption_embedder", lambda *_: lambda texts: np.ones((len(texts), 1)))
+
+    def read(images):
+        return Readings(np.zeros(len(images)), np.ones((len(images), 1)), images.mean((1, 2)))
+
+    measure = report.make_measure(SimpleNamespace(clip=(None, None), read=read), None, {"text": None})
+    exact = pairs.counterfactual
+    assert measure(exact, pairs)["diversity"] == 1
+    assert measure(exact[[0, 0, 0, 3, 3, 3]], pairs)["diversity"] == pytest.approx(0, abs=1e-9)
+    assert measure(0.5 * exact, pairs)["diversity"] == pytest.approx(0.25)
+    single = study.PairOptions(edits=tuple(EDITS), count=1).pairs()
+    assert np.isnan(measure(single.counterfactual, single)["diversity"])
 
 
 def test_options_of_pairs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,10 +32,20 @@ def curve(plot: Plot, stats: dict[str, Stat]) -> list[Point]:
     return [(x, value) for _, x, value in sorted(points, key=lambda point: point[0])]
 
 
+def curves(plot: Plot, measured: Measured) -> dict[str, list[Point]]:
+    """The lines of a figure by their names: a row's, with the metric where there are several; without empty ones."""
+    found = {
+        f"{row}, {metric}" if plot.more else row: curve(dataclasses.replace(plot, metric=metric), dict(stats))
+        for row, stats in measured.items()
+        if not plot.rows or row in plot.rows
+        for metric in (plot.metric, *plot.more)
+    }
+    return {name: points for name, points in found.items() if points}
+
+
 def draw(plot: Plot, measured: Measured, path: Path) -> bool:
     """Writes the figure; returns False, and writes none, where no row has anything to draw."""
-    rows = {name: curve(plot, dict(stats)) for name, stats in measured.items() if not plot.rows or name in plot.rows}
-    rows = {name: points for name, points in rows.items() if points}
+    rows = curves(plot, measured)
     if not rows:
         return False
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -49,7 +60,7 @@ def draw(plot: Plot, measured: Measured, path: Path) -> bool:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
     axes.set_xlabel(plot.against or plot.label)
-    axes.set_ylabel(plot.metric)
+    axes.set_ylabel(plot.name if plot.more else plot.metric)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)

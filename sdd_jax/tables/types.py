@@ -165,10 +165,11 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A figure `TABLE-NAME.png`: one line a row through its points `metric@x`.
+    """A figure `TABLE-NAME.png`: one line a row and metric through its points `metric@x`.
 
     Fields:
-        metric: what is drawn upwards. label: what x is ("sampling steps").
+        metric: what is drawn upwards; more: other metrics in the same unit, drawn beside it.
+        label: what x is ("sampling steps").
         against: another metric measured at the same x, drawn to the right instead of x itself (a trade-off curve); a
             row without '@' metrics is a single point in it.
         rows: which rows, all by default. log: logarithmic x.
@@ -176,6 +177,7 @@ class Plot:
 
     name: str
     metric: str
+    more: tuple[str, ...] = ()
     label: str = "sampling steps"
     against: str = ""
     rows: tuple[str, ...] = ()

@@ -81,3 +81,14 @@ def test_a_plot_draws_the_curve_without_the_plain_figure_of_one_of_its_points():
     plot = Plot(name="trade", metric="success", against="psnr")
     assert [x for x, _ in plots.curve(plot, from_curve["a"])] == [30.0, 25.0]
     assert [x for x, _ in plots.curve(plot, from_curve["b"])] == [28.0], "a single point where there is no other"
+
+
+def test_a_plot_of_several_metrics_has_a_line_for_each_that_a_row_has(tmp_path):
+    rows = measured(a=[(1, 0.1, 30.0), (2, 0.5, 25.0)])
+    rows["b"] = {"psnr@1": Stat(9.0, 0.0, 1)}
+    plot = Plot(name="both", metric="success", more=("psnr",))
+    lines = plots.curves(plot, rows)
+    assert {name: [value.mean for _, value in points] for name, points in lines.items()} == {
+        "a, success": [0.1, 0.5], "a, psnr": [30.0, 25.0], "b, psnr": [9.0]
+    }  # fmt: skip
+    assert plots.draw(plot, rows, tmp_path / "both.png") and (tmp_path / "both.png").is_file()

@@ -87,14 +87,20 @@ def test_a_translator_that_changes_nothing_wins_no_ablation():
 
 
 def test_the_closed_form_is_asked_for_in_its_own_unit():
-    """kappa is .015 at t = 750: off by a tenth of it is off."""
-    claim = dds.FIG8.claims[-1]
+    """kappa is .015 at t = 750: off by a tenth of it is off. Cosines are compared as they are."""
+    sizes, cosines = dds.FIG8.claims[-2:]
     kappa = {50: 0.99, 150: 0.9, 300: 0.6, 450: 0.28, 600: 0.08, 750: 0.0147, 900: 0.004}
-    for share, holds in ((1.04, True), (0.9, False)):
-        found = {f"kappa@{t}": k for t, k in kappa.items()} | {f"cosine@{t}": 1.0 for t in kappa}
-        found |= {f"aligned@{t}": k * (share if t == 750 else 1) for t, k in kappa.items()}
-        measured = {"Gaussian data": {name: Stat(value, 0.0, 2) for name, value in found.items()}}
-        assert judge(claim, measured).holds is holds
+    exact = {f"{name}_exact@{t}": k for name in ("aligned", "permuted", "cosine", "shuffled") for t, k in kappa.items()}
+    found = {name.replace("_exact", ""): value for name, value in exact.items()}
+
+    def holds(claim, **changes):
+        values = {**exact, **found, **{name.replace("_at_", "@"): value for name, value in changes.items()}}
+        return judge(claim, {"Gaussian data": {name: Stat(value, 0.0, 2) for name, value in values.items()}}).holds
+
+    assert holds(sizes, aligned_at_750=1.04 * 0.0147) and not holds(sizes, aligned_at_750=0.9 * 0.0147)
+    assert not holds(sizes, permuted_at_900=0.0045) and holds(sizes, cosine_at_50=0)
+    assert holds(cosines, shuffled_at_450=0.29) and not holds(cosines, shuffled_at_450=0.32)
+    assert not holds(cosines, cosine_at_450=0.25)
 
 
 def test_a_translator_fits_its_quarter_of_an_hour_by_count():

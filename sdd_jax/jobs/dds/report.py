@@ -6,7 +6,7 @@ which no latent model can beat. Columns: those of `evals.editing`, and
 | metric | better | what |
 | --- | --- | --- |
 | clip | higher | cosine of the output's CLIP embedding and the target caption's |
-| diversity | 1 | variance of the nuisance (place, size, shades) read off the outputs, over that of the exact answers |
+| diversity | 1 | variance within a task of the nuisance (place, size, shades) read off the outputs, over the answers' |
 
 The time of one image is measured in one pass, and by SDEdit in 50 guided steps, in the same process; and that of the
 autoencoder's two passes, which both include.
@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,16 +186,25 @@ def make_measure(instruments: Instruments, model: ModelBundle, frozen: Frozen) -
         )
         read, exact = instruments.read(outputs), instruments.read(pairs.counterfactual)
         said = embed(pairs.target)
-        spread = [float(np.mean(np.var(x.nuisance, axis=0))) for x in (read, exact)]
+        spread = [variance_within(x.nuisance, pairs.edits) for x in (read, exact)]
         return {
             **metrics,
             "clip": float(np.mean(np.sum(read.embedding * said, -1))),
-            "diversity": spread[0] / max(spread[1], 1e-12),
+            "diversity": spread[0] / spread[1] if spread[1] else np.nan,
         }
 
     return measure
 
 
+def variance_within(values: np.ndarray, groups: Sequence[str]) -> float:
+    """The variance of f32[n,k] within each of the groups that n samples are of, averaged over groups and columns."""
+    names = np.asarray(groups)
+    return float(np.mean([np.var(values[names == name], axis=0) for name in dict.fromkeys(groups)]))
+
+
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that are numbers; psnr_outside is none where every picture changes everywhere."""
+    """The metrics that are numbers.
+
+    None is psnr_outside where every picture changes everywhere, and the diversity of one picture an edit.
+    """
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
