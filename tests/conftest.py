@@ -27,6 +27,14 @@ def tiny_model(tiny_world):
     return sdd_jax.load(tiny_world)
 
 
+@pytest.fixture(scope="session")
+def tiny_xl(tmp_path_factory):
+    """The directory of a tiny SDXL's config files, without weights and tokenizers."""
+    import tiny
+
+    return tiny.make_xl(tmp_path_factory.mktemp("xl"))
+
+
 @pytest.fixture
 def array_cache(tmp_path_factory, monkeypatch):
     """The directory of cached renders and latents, one for the whole session and never the user's."""

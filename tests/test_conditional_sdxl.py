@@ -1,7 +1,6 @@
 """On a model with two text encoders both tokenizers' ids, or their states, reach losses, samplers and the editor."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -25,33 +24,6 @@ from sdd_jax.train import EngineConfig
 from sdd_jax.training.sharding import MeshConfig, make_mesh
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-TOKENS = 12
-
-
-@pytest.fixture(scope="module")
-def tiny_xl(tmp_path_factory):
-    """Config files of an SDXL of width 8: pooled text and sizes beside the time, 16 + 16 features of text."""
-    text = {**tiny.TEXT, "num_hidden_layers": 2, "vocab_size": 99, "max_position_embeddings": TOKENS}
-    parts = {
-        "unet": {
-            **tiny.UNET,
-            "_class_name": "UNet2DConditionModel",
-            "cross_attention_dim": 2 * tiny.TEXT["hidden_size"],
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 4,
-            "projection_class_embeddings_input_dim": tiny.TEXT["projection_dim"] + 6 * 4,
-        },
-        "vae": {**tiny.VAE, "_class_name": "AutoencoderKL"},
-        "text_encoder": {**text, "architectures": ["CLIPTextModel"]},
-        "text_encoder_2": {**text, "architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu"},
-        "scheduler": tiny.SCHEDULER,
-    }
-    root = tmp_path_factory.mktemp("xl")
-    for part, config in parts.items():
-        (root / part).mkdir()
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        (root / part / name).write_text(json.dumps(config))
-    return root
 
 
 @pytest.mark.parametrize("file", ["ccd_sr.py", "ccd_canny.py", "ccd_t2i.py"])
@@ -61,7 +33,7 @@ def test_a_step_and_a_sampler_of_two_text_encoders(file, tiny_xl):
     overrides += ["adapter.embedding_channels=(4, 4, 8)"] if file != "ccd_t2i.py" else []
     config = load_config(str(CONFIGS / file), overrides, defaults_of(EngineConfig))
     job, _, batch = aot.config_jobs(config, from_moments=False)
-    assert batch["input_ids"].shape == batch["input_ids_2"].shape == (2, TOKENS)
+    assert batch["input_ids"].shape == batch["input_ids_2"].shape == (2, tiny.XL_TOKENS)
 
     def step(rng, frozen, batch):
         params = job.objective.init(rng, frozen)

@@ -63,6 +63,7 @@ SCHEDULER = {
     "prediction_type": "epsilon",
 }
 TOKENIZER = {"vocab_size": 768, "model_max_length": 40}
+XL_TOKENS = 12
 TOWER = {"widths": (8, 8), "strides": (4, 4), "groups": 4}
 
 
@@ -105,6 +106,30 @@ def make_variant(world: Path, directory: Path, **unet: Any) -> Path:
     _, shapes = load(f"shapes:{directory}")
     drawn = draw(np.random.default_rng(1), shapes["unet"])
     save_component(drawn, described, directory / "unet", "UNet2DConditionModel")
+    return directory
+
+
+def make_xl(directory: Path) -> Path:
+    """Writes config files of an SDXL of width 8, pooled text and sizes beside the time; returns the directory."""
+    text = {**TEXT, "num_hidden_layers": 2, "vocab_size": 99, "max_position_embeddings": XL_TOKENS}
+    parts = {
+        "unet": {
+            **UNET,
+            "_class_name": "UNet2DConditionModel",
+            "cross_attention_dim": 2 * TEXT["hidden_size"],
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": TEXT["projection_dim"] + 6 * 4,
+        },
+        "vae": {**VAE, "_class_name": "AutoencoderKL"},
+        "text_encoder": {**text, "architectures": ["CLIPTextModel"]},
+        "text_encoder_2": {**text, "architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu"},
+        "scheduler": SCHEDULER,
+    }
+    for part, config in parts.items():
+        (directory / part).mkdir(parents=True)
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        (directory / part / name).write_text(json.dumps(config))
     return directory
 
 

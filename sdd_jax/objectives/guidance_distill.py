@@ -105,7 +105,7 @@ class GuidanceDistillation:
         """The teacher's guided prediction (1), f32[b,h,w,c], at the cost of 2F; arguments as for `predict`."""
         context, added_cond = text
         denoise = functools.partial(self.model.denoise, frozen["teacher"]["unet"])
-        null_added_cond = null_conditions(self.model, frozen, added_cond)
+        null_added_cond = null_conditions(frozen, added_cond)
         return guided(denoise, frozen["null_context"], null_added_cond)(z_t, t, context, w, added_cond=added_cond)
 
     def draw_scales(self, rng: jax.Array, batch_size: int) -> jax.Array:

@@ -38,20 +38,25 @@ def drop_captions(
     """Replaces a share `rate` of the captions of `text_of` by the empty one, SDXL's pooled states with the others."""
     context, added_cond = text
     dropped = jax.random.bernoulli(rng, rate, (context.shape[0], 1, 1))
-    nothing = null_conditions(model, frozen, added_cond)
+    nothing = null_conditions(frozen, added_cond)
     added_cond = jax.tree.map(lambda null, own: jnp.where(dropped[..., 0], null, own), nothing, added_cond)
     return jnp.where(dropped, frozen["null_context"], context), added_cond
 
 
-def null_conditions(model: ModelBundle, frozen: Frozen, added_cond: Any) -> Any:
-    """Returns the added conditions of the empty prompt, where prompts have any."""
-    return None if added_cond is None else added_conditions(model, frozen["null_pooled"])
+def null_conditions(frozen: Frozen, added_cond: Any) -> Any:
+    """Returns the added conditions of the empty prompt at the sizes of `added_cond`, where prompts have any."""
+    return None if added_cond is None else {**added_cond, "text_embeds": frozen["null_pooled"]}
 
 
-def added_conditions(model: ModelBundle, pooled: jax.Array | None) -> dict[str, jax.Array] | None:
-    """Returns SDXL's added conditions for square, uncropped images of the model's own size; None for other models."""
+def added_conditions(
+    model: ModelBundle, pooled: jax.Array | None, sides: tuple[int, int] | None = None
+) -> dict[str, jax.Array] | None:
+    """Returns SDXL's added conditions for uncropped images; None for other models.
+
+    sides: (height, width) in pixels; by default square, of the model's own size.
+    """
     if pooled is None:
         return None
-    size = float(model.sample_size * model.downsampling)
-    time_ids = jnp.asarray([[size, size, 0.0, 0.0, size, size]])
+    height, width = map(float, sides or (model.sample_size * model.downsampling,) * 2)
+    time_ids = jnp.asarray([[height, width, 0.0, 0.0, height, width]])
     return {"text_embeds": pooled, "time_ids": jnp.tile(time_ids, (pooled.shape[0], 1))}

@@ -93,7 +93,7 @@ class ConditionalNetwork:
         def denoise(z: jax.Array, t: jax.Array, context: jax.Array, *, hint: Any, added_cond: Any = None) -> jax.Array:
             return self._forward(params, frozen, hint, z, t, context, added_cond)
 
-        return guided(denoise, frozen["null_context"], null_conditions(self.model, frozen, added_cond))(
+        return guided(denoise, frozen["null_context"], null_conditions(frozen, added_cond))(
             z_t, t, context, w, hint=hint, added_cond=added_cond
         )
 
@@ -122,7 +122,7 @@ class ConditionalNetwork:
         def denoise(z: jax.Array, t: jax.Array, context: jax.Array, **conditions: Any) -> jax.Array:
             return self.model.denoise(unet, z, t, context, **conditions)
 
-        return guided(denoise, frozen["null_context"], null_conditions(self.model, frozen, added_cond))(
+        return guided(denoise, frozen["null_context"], null_conditions(frozen, added_cond))(
             z_t, t, context, w, added_cond=added_cond
         )
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from sdd_jax.diffusion.guidance import guided
 from sdd_jax.jobs.frozen import weights_of, with_null_text
-from sdd_jax.objectives.inputs import added_conditions
+from sdd_jax.objectives.inputs import added_conditions, null_conditions
 from sdd_jax.sampling.baselines import unguided_source_pairs
 from sdd_jax.sampling.editing import Guidance, GuidedUNet, PairDenoise, embedded_guidance, prompted_pairs
 from sdd_jax.sampling.generate import Denoise
@@ -159,9 +159,10 @@ class Texts(NamedTuple):
 
 
 def texts(request: EditRequest, prompts: tuple[str, ...]) -> Texts:
-    """The UNet's text states of b prompts."""
+    """The UNet's text states of b prompts, for SDXL with the size of the request's images."""
     context, pooled = _embed(Static(request.model), request.frozen["text"], *_ids(request.model, prompts))
-    return Texts(context, added_conditions(request.model, pooled))
+    height, width = request.image.shape[1:3]
+    return Texts(context, added_conditions(request.model, pooled, (height, width)))
 
 
 def stacked(first: Texts, second: Texts) -> Texts:
@@ -190,8 +191,14 @@ def guided_unet(model: ModelBundle, frozen: Frozen, unet: Params | None = None) 
     denoise = functools.partial(model.denoise, frozen["teacher"]["unet"] if unet is None else unet)
     if reads_guidance(model):
         return embedded_guidance(denoise, model.configs["unet"]["time_cond_proj_dim"])
-    null_added_cond = added_conditions(model, frozen.get("null_pooled"))
-    return guided(denoise, frozen["null_context"], null_added_cond)
+
+    def network(
+        z: jax.Array, t: jax.Array, context: jax.Array, w: jax.Array | float, *, added_cond: Any = None, **rest: Any
+    ) -> jax.Array:
+        two_passes = guided(denoise, frozen["null_context"], null_conditions(frozen, added_cond))
+        return two_passes(z, t, context, w, added_cond=added_cond, **rest)
+
+    return network
 
 
 def plain_unet(model: ModelBundle, frozen: Frozen, unet: Params | None = None) -> GuidedUNet:
@@ -213,9 +220,9 @@ def controlled_pairs(model: ModelBundle, frozen: Frozen, both: Texts, guidance: 
     """Pairs under prompt-to-prompt: the sources unguided in 1F, the targets at `guidance` in as many as it `passes`."""
     if reads_guidance(model):
         return prompted_pairs(guided_unet(model, frozen), both.context, guidance, added_cond=both.added_cond)
-    null_added_cond = added_conditions(model, frozen.get("null_pooled"))
+    targets = jax.tree.map(lambda a: a[len(a) // 2 :], both.added_cond)
     return unguided_source_pairs(
-        plain_unet(model, frozen), both.context, frozen["null_context"], guidance, null_added_cond,
+        plain_unet(model, frozen), both.context, frozen["null_context"], guidance, null_conditions(frozen, targets),
         added_cond=both.added_cond,
     )  # fmt: skip
 
