@@ -2,7 +2,7 @@
 
     python -m sdd_jax.main --config=configs/dds_translate.py --workdir=runs/dds
     python -m sdd_jax.evaluate --workdir=runs/dds
-    python -m sdd_jax.edit --method=translate --workdir=runs/dds --image cats/*.png --target=lion --out=lions.png
+    python -m sdd_jax.edit --method=translate --workdir=runs/dds --image=cats/ --target=lion --out=lions/
 
 | variant | what | hardware |
 | --- | --- | --- |
@@ -16,9 +16,10 @@
 | sd15, sd21, sdxl | cats to other animals with Stable Diffusion, on 5000 of its own samples | accelerators |
 | debug | any of them, shrunk to seconds | |
 
-By count a training is 7F x 8 x 1500 = 84 000 F (SDS 5F): 7 minutes on two cores at 100 F/s a core, which leaves 8 of 15
-for compilation, previews, the first time 2000 renders and their latents, and slower cores. A guidance of 3 is where the
-embedded teacher is best; Stable Diffusion has 7.5.
+By count a training is 7F x 8 x 1500 = 84 000 F (SDS 5F): 10 minutes on two cores at the 145 F/s that editing eight
+pictures reaches there (docs/dds.md), which leaves 5 of 15 for compilation, previews, and the first time 2000 renders
+and their latents; no training has been timed. A guidance of 3 is where the embedded teacher is best; Stable Diffusion
+has 7.5.
 
 Variants combine with commas: `configs/dds_translate.py:sd15,sds`. A folder of pictures in place of samples:
 `--config.data.source=folder --config.data.path=DIR --config.data.size=512`. Timesteps that a search selected:

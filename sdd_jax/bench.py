@@ -2,7 +2,8 @@
 
     python -m sdd_jax.bench --forward=portraits --batch-size=16 --against=torch        one UNet forward
     python -m sdd_jax.bench --plain=stable-diffusion-v1-5/stable-diffusion-v1-5 --dtype=bfloat16 --batch-size=64
-    python -m sdd_jax.bench --edit=stable-diffusion-v1-5/stable-diffusion-v1-5 --batch-size=8       iterations of DDS
+    python -m sdd_jax.bench --edit=stable-diffusion-v1-5/stable-diffusion-v1-5 --batch-size=8 --iterations=200 \
+        --steps=1                                                                          whole edits by DDS
     python -m sdd_jax.bench --config=configs/ccd_sr.py                                 any config's step, with its data
     python -m sdd_jax.bench --config=configs/ccd_sr.py --config.objective.hint_weight=0 \
         --config.optimizer.name=adamw --against=torch
@@ -81,6 +82,7 @@ def _bench(arguments: Sequence[str]) -> None:
     which.add_argument("--edit", help="iterations of a DDS edit by this model, guided, for --batch-size pictures")
     which.add_argument("--config", help="step of a config file with :variants; --config.key=value overrides")
     parser.add_argument("--batch-size", type=int, default=16, help="of --forward, --plain and --edit")
+    parser.add_argument("--iterations", type=int, default=2, help="of --edit: in a step; 200 are a whole edit")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the same")
     parser.add_argument("--compile-cache", default=defaults_of(EngineConfig)["compile_cache"], help="of the same")
     parser.add_argument("--remat", default="none", help="of --plain: none, dots or block")
@@ -109,7 +111,7 @@ def _bench(arguments: Sequence[str]) -> None:
 
 
 def _check(flags: argparse.Namespace) -> None:
-    for name in ("batch_size", "steps", "repeats"):
+    for name in ("batch_size", "iterations", "steps", "repeats"):
         if getattr(flags, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')}={getattr(flags, name)}: give at least 1")
     if flags.out is not None and not flags.out.parent.is_dir():
@@ -125,7 +127,7 @@ def _work(flags: argparse.Namespace, overrides: Sequence[str], stack: contextlib
     if flags.forward is not None:
         return forward_work(flags.forward, flags.batch_size, flags.dtype)
     if flags.edit is not None:
-        return edit_work(flags.edit, flags.batch_size, flags.dtype)
+        return edit_work(flags.edit, flags.batch_size, flags.dtype, flags.iterations)
     if flags.plain is not None:
         makes = {"batch_size": flags.batch_size, "dtype": flags.dtype, "remat": flags.remat}
         return plain_work(flags.plain, stack, against=against, **makes)

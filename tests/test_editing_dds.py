@@ -12,15 +12,12 @@ from PIL import Image
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.transport import gaussian_eps
 from sdd_jax.jobs.dds import editing as editing_dds
-from sdd_jax.jobs.dds.editing import Program, make_gradient, most_parts
-from sdd_jax.jobs.dds.options import Contrastive, Delta, Descent, Posterior, shared
-from sdd_jax.jobs.editing.methods import EditRequest, Static, edit, frozen_of
+from sdd_jax.jobs.dds.editing import most_parts
+from sdd_jax.jobs.editing.methods import EditRequest, edit, frozen_of
 from sdd_jax.jobs.sdd.timesteps import read_timesteps
 from sdd_jax.models.hub import PORTRAITS
-from sdd_jax.models.load import load
 from sdd_jax.models.tokenizer import load_tokenizer
 from sdd_jax.sampling.score_editing import draw_iteration, timesteps
-from sdd_jax.training.flops import count_flops, count_jaxpr
 from sdd_jax.types import ModelBundle
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -193,95 +190,3 @@ def test_mistakes_are_one_line(method, options, message):
     with pytest.raises(ValueError, match=message) as error:
         edit(method, request(**options))
     assert "\n" not in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def tiny_frozen(tiny_model):
-    return frozen_of(*tiny_model)
-
-
-def trace_iterations(model, frozen, method, options, b, guided=True, length=3, side=8):
-    """The program of `length` iterations on b images of side^2 latents, traced."""
-    context = jnp.zeros((b, *frozen["null_context"].shape[1:]))
-    inputs = {
-        "z": jnp.zeros((b, side, side, 4)),
-        "times": jnp.arange(50, 949),
-        "w": jnp.float32(3),
-        "step": jnp.float32(1),
-    }
-    inputs |= dict.fromkeys(("source", "target"), {"context": context, "added_cond": None})
-    program = Program(method, shared(options), guided, length)
-    carry = editing_dds.first_carry(program.options, inputs["z"])
-    return editing_dds.iterate.trace(Static(model), program, frozen, inputs, carry, KEY, jnp.int32(0))
-
-
-def iteration_flops(model, frozen, method, options, b, guided=True, length=3, side=8):
-    """Operations an iteration, from the program's trace."""
-    traced = trace_iterations(model, frozen, method, options, b, guided, length, side)
-    return count_jaxpr(traced.jaxpr.jaxpr).total / length
-
-
-def forward_flops(model, weights, frozen, side=8):
-    """F: one forward of one row."""
-    z, t = jnp.zeros((1, side, side, 4)), jnp.zeros(1, jnp.int32)
-    return count_flops(model.denoise, weights["unet"], z, t, frozen["null_context"]).total
-
-
-KEY = jax.random.key(0)
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "guided", "forwards"),
-    [("sds", Descent(), True, 2), ("dds", Delta(), True, 4), ("dds", Delta(), False, 2), ("pds", Posterior(), True, 4),
-     ("dds", Delta(symmetric=True), True, 4)],
-)  # fmt: skip
-def test_an_iteration_costs_what_it_says(tiny_model, tiny_frozen, method, options, guided, forwards):
-    model = tiny_model[0]
-    one = forward_flops(*tiny_model, tiny_frozen)
-    assert iteration_flops(model, tiny_frozen, method, options, 1, guided) == forwards * one
-    if method == "dds" and guided:
-        assert iteration_flops(model, tiny_frozen, method, options, 8) == 8 * forwards * one
-
-
-def test_the_compiled_program_is_one_loop_of_4f(tiny_model, tiny_frozen):
-    """XLA's own count, elementwise operations included: of the loop's body, which it counts once, and of a forward."""
-    model, weights = tiny_model
-    z, context = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32), tiny_frozen["null_context"]
-    forward = jax.jit(model.denoise).lower(weights["unet"], z, jax.ShapeDtypeStruct((1,), jnp.int32), context).compile()
-    program = trace_iterations(model, tiny_frozen, "dds", Delta(), 2, length=7).lower().compile()
-    assert program.as_text().count('"known_trip_count":{"n":"7"}') == 1
-    found = program.cost_analysis()["flops"] / forward.cost_analysis()["flops"]
-    assert found == pytest.approx(2 * 4, rel=0.01)
-
-
-@pytest.mark.slow
-def test_an_edit_of_512_pixels_with_sd15_costs_4f_an_iteration():
-    """200 iterations on 64 x 64 latents, alone and in a batch of 8, counted on shapes: nothing is allocated."""
-    model, shapes = load("shapes:stable-diffusion-v1-5/stable-diffusion-v1-5")
-    frozen = frozen_of(model, shapes)
-    one = forward_flops(model, shapes, frozen, side=64)
-    for b in (1, 8):
-        assert iteration_flops(model, frozen, "dds", Delta(), b, length=200, side=64) == 4 * b * one
-
-
-def test_cds_costs_two_forwards_more_at_most(tiny_model, tiny_frozen):
-    one = forward_flops(*tiny_model, tiny_frozen)
-    nce = 2 * 2 * 3 * 2 * (16**2 + 4**2) * 16  # layers, products forward and backward, patches of both sizes
-    found = iteration_flops(tiny_model[0], tiny_frozen, "cds", Contrastive(), 1)
-    assert 4 * one < found <= 6 * one + nce
-
-
-def test_cds_on_a_real_network(tiny_model, tiny_frozen):
-    """The contrastive gradient is there, reaches the latents, and vanishes with its weight."""
-    model, _ = tiny_model
-    z, context = jax.random.normal(KEY, (1, 8, 8, 4)), jnp.zeros((1, 5, 16))
-    inputs = {"z": z, "w": jnp.float32(3.0)}
-    inputs |= dict.fromkeys(("source", "target"), {"context": context, "added_cond": None})
-
-    @jax.jit
-    def gradient(frozen, edited):
-        draw = draw_iteration(KEY, jnp.int32(0), z.shape, jnp.asarray([300]), SD)
-        return make_gradient(model, Program("cds", Contrastive(), False, 1), frozen, inputs)(edited, draw)
-
-    found = np.asarray(gradient(tiny_frozen, z + 0.1 * jax.random.normal(jax.random.key(1), z.shape)))
-    assert np.isfinite(found).all() and np.abs(found).mean() > 1e-5

@@ -13,13 +13,11 @@ from sdd_jax.jobs.editing.methods import EditRequest, Static, frozen_of
 from sdd_jax.models.load import load
 from sdd_jax.training.flops import count_jaxpr
 
-LENGTH = 2
 
-
-def edit_work(name: str, batch_size: int, dtype: str) -> Work:
+def edit_work(name: str, batch_size: int, dtype: str, iterations: int) -> Work:
     """Iterations of a guided DDS edit of `batch_size` pictures, 4F each, at a model's own size, random parameters.
 
-    A step is a program of `LENGTH` iterations, as an edit's parts are; its latents start where they did every time.
+    A step is one program of so many iterations, as an edit's parts are; its latents start where they did every time.
     """
     model, params = load(f"random:{name}", dtype=jnp.dtype(dtype))
     frozen, size, options = frozen_of(model, params), model.sample_size, Delta(guidance=7.5)
@@ -33,11 +31,11 @@ def edit_work(name: str, batch_size: int, dtype: str) -> Work:
     )
     z = jax.random.normal(jax.random.key(0), (batch_size, size, size, model.latent_channels))
     inputs = {**inputs_of(request, options), "z": z}
-    static, program = Static(model), Program("dds", shared(options), True, LENGTH)
+    static, program = Static(model), Program("dds", shared(options), True, iterations)
     rest = (jax.random.key(1), jnp.int32(0))
     traced = iterate.trace(static, program, frozen, inputs, first_carry(program.options, z), *rest)
     return Work(
-        name=f"{LENGTH} DDS iterations of {name}, {dtype}",
+        name=f"{iterations} DDS iterations of {name}, {dtype}",
         step=lambda _: iterate(static, program, frozen, inputs, first_carry(program.options, z), *rest)[0],
         batch=lambda: None,
         batch_size=batch_size,

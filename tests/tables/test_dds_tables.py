@@ -104,9 +104,9 @@ def test_the_closed_form_is_asked_for_in_its_own_unit():
 
 
 def test_a_translator_fits_its_quarter_of_an_hour_by_count():
-    """100 F a second and core, two cores: fifteen minutes, of which five for what is not steps."""
+    """145 F a second on two cores (docs/dds.md): fifteen minutes, of which four for what is not steps."""
     config = load_config(str(ROOT / "configs" / "dds_translate.py"), (), defaults_of(EngineConfig))
-    assert 7 * config.steps * config.batch_size / 200 < 10 * 60
+    assert 7 * config.steps * config.batch_size / 145 < 11 * 60
     assert config.objective.guidance == 3.0 and config.optimizer.learning_rate == 3e-4
     big = load_config(f"{ROOT / 'configs' / 'dds_translate.py'}:sd15", (), defaults_of(EngineConfig))
     assert big.objective.guidance == 7.5
