@@ -63,7 +63,7 @@ def test_the_prompt_switch_of_two_text_encoders(tiny_xl, compile_quickly):
     """Up under the source, down under its prompt and then the target's, the pooled state the target's all the way."""
 
     def tokenize(prompts):
-        return np.asarray([[ord(text or "z") - ord("a")] * TOKENS for text in prompts], np.int32)
+        return np.asarray([[ord(text or "z") - ord("a")] * tiny.XL_TOKENS for text in prompts], np.int32)
 
     model, params = sdd_jax.load(f"random:{tiny_xl}+w")
     model = dataclasses.replace(model, tokenize=tokenize, tokenize_2=tokenize)
