@@ -96,6 +96,6 @@ def test_the_prompt_switch_of_two_text_encoders(tiny_xl, compile_quickly):
         half = jumped("reverse", z, 999, 519, source, first, 1.0)
         return decode(request, jumped("reverse", half, 519, 0, target, last, 3.0))
 
-    np.testing.assert_allclose(result.image, down(pooled, pooled), atol=1e-3)
+    np.testing.assert_allclose(result.image, down(pooled, pooled), atol=2e-4)
     for wrong in ((own, pooled), (pooled, own)):
-        assert np.abs(result.image - down(*wrong)).max() > 1e-2
+        assert np.abs(result.image - down(*wrong)).max() > 2e-3
