@@ -189,7 +189,7 @@ FIG3 = Table(
             ),
             Claim(text="A t shared by the batch beats mixed t", check=_both(_PREV, "mixed t", suffix="@4")),
             Claim(
-                text="and the more so the more steps are taken (8 against 1)",
+                text="Shared t gains on mixed t as steps grow (8 against 1)",
                 check=gap("frechet@8", (_PREV, "mixed t"), (_PREV, "mixed t"), against="frechet@1", better="lower"),
             ),
             Claim(

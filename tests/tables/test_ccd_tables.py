@@ -265,11 +265,11 @@ def test_a_model_that_ignores_its_condition_does_not_follow_it():
     assert lost == ["Depth", "Inpainting", "Edges"]
 
 
-@pytest.mark.parametrize("bad", [{"success": 0.75}, {"preserved": 0.85}])
-def test_an_editor_has_floors(bad):
-    """Below .8 and .9 of what the autoencoder keeps of the truth, though still better than all others."""
+@pytest.mark.parametrize("bad, claims", [({"success": 0.75}, 3), ({"preserved": 0.85}, 4)])
+def test_an_editor_has_floors(bad, claims):
+    """Below .8 and .9 of what the autoencoder keeps of the truth; one that keeps less than those that do nothing."""
     lost = [text for text, holds in tasks_claims({**GOOD, "Editing": {**GOOD["Editing"], **bad}}).items() if not holds]
-    assert len(lost) == 2 and all(text.startswith("Editing") for text in lost)
+    assert len(lost) == claims and all(text.startswith("Editing") for text in lost)
 
 
 def test_the_ablations_claims_read_their_curves():
