@@ -292,7 +292,7 @@ def test_the_ablations_claims_read_their_curves():
         "clip_distance@4": Stat(1, 0, 1),
         "sharpness@4": Stat(2, 0, 4),
     }
-    assert [judge(claim, figures).holds for claim in ccd.FIG5.claims] == [True, True, True, True, None]
+    assert [judge(claim, figures).holds for claim in ccd.FIG5.claims] == [True] * 6 + [None]
     for name, value in (("d_x: none", 0.9), ("d_x: latent", 0.8)):
         figures[name]["saturation@4"] = Stat(value, 0, 1)
     assert judge(ccd.FIG5.claims[1], figures).holds is False, "more colour than a pale picture is not too much"
