@@ -177,10 +177,10 @@ def test_the_exported_run_draws_the_same_image_in_pytorch(finished, opened, tiny
         output_type="np",
     ).images
     found = np.clip(ours / 2 + 0.5, 0, 1)
-    assert found.std() > 0.01 and np.abs(found - theirs).max() < 2 / 255
+    assert found.std() > 0.01 and np.abs(found - theirs).max() < 0.5 / 255
     silent = {**params, "adapter": jax.tree.map(np.zeros_like, params["adapter"])}
-    plain = np.asarray(sampler(silent, job.frozen, condition, ids, key, 2))
-    assert np.abs(plain - ours).max() > 0.05, "the ControlNet is heard"
+    plain = np.clip(np.asarray(sampler(silent, job.frozen, condition, ids, key, 2)) / 2 + 0.5, 0, 1)
+    assert np.abs(plain - theirs).max() > 2 / 255, "the ControlNet is heard"
 
 
 def test_a_workdir_without_a_run(one_line, finished, tmp_path):

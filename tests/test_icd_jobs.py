@@ -17,7 +17,7 @@ import sdd_jax
 from sdd_jax import edit, evaluate, export, sample
 from sdd_jax.diffusion.timegrid import BOUNDARIES
 from sdd_jax.images import to_uint8
-from sdd_jax.jobs.editing import models
+from sdd_jax.jobs.editing import models, pictures
 from sdd_jax.jobs.editing.methods import EditResult, Static, TrainedScales
 from sdd_jax.jobs.icd import guidance_distill as stage1
 from sdd_jax.jobs.icd import job as stage2
@@ -228,7 +228,7 @@ def test_edit_takes_both_models_from_a_run(runs, opened, tmp_path, monkeypatch):
     """What the method reads; the method itself is tested in test_edit_methods."""
     picture, asked = tmp_path / "in.png", []
     Image.new("RGB", (64, 64)).save(picture)
-    monkeypatch.setattr(edit, "edit", lambda name, request: asked.append(request) or EditResult(request.image, 6.0))
+    monkeypatch.setattr(pictures, "edit", lambda name, request: asked.append(request) or EditResult(request.image, 6.0))
     arguments = ["--method=icd", f"--workdir={runs[1]}", "--image", str(picture), "--target", "a lion"]
     assert edit.main([*arguments, f"--out={tmp_path / 'out.png'}"]) == 0
     (job, params, _), frozen = opened[1], asked[0].frozen
