@@ -221,8 +221,7 @@ def test_ablations_train_what_their_losses_move():
 
 
 def test_boundaries_that_cannot_be_learnt_are_refused():
-    stray = r"boundaries \[249\] are not on the solver grid 19, 39, ..., 999: choose times of it, or another grid_steps"
-    with pytest.raises(ValueError, match=stray):
+    with pytest.raises(ValueError, match=r"\[249\] are not on the solver grid 19, .*, or another grid_steps than 50"):
         method(boundaries=Boundaries(reverse=(249, 499, 699, 999), forward=(19, 249, 499, 699)))
     with pytest.raises(ValueError, match="must ascend and end at 999"):
         method(boundaries=Boundaries(reverse=(519, 779), forward=(19, 519)))
@@ -278,9 +277,8 @@ def test_the_cost_of_each_term_in_forwards(real):
         params = jax.eval_shape(lambda: one.init(jax.random.key(0), frozen))
 
         def step(trained, params, frozen, inputs):
-            return jax.value_and_grad(lambda p: term({**params, model_name: p}, frozen, inputs, jax.random.key(0)))(
-                trained
-            )
+            loss = lambda p: term({**params, model_name: p}, frozen, inputs, jax.random.key(0))  # noqa: E731
+            return jax.value_and_grad(loss)(trained)
 
         return count_flops(step, params[model_name], params, frozen, inputs).total / forward
 
@@ -293,11 +291,9 @@ def test_the_cost_of_each_term_in_forwards(real):
 
         return count_flops(step, params, frozen, batch).total / forward
 
-    full = ICD(model=model, lora=None)
-    low = ICD(model=model, lora=LoraSpec(rank=1, alpha=1, targets=ATTENTION_TARGETS))
+    full, low = (ICD(model=model, lora=one) for one in (None, LoraSpec(rank=1, alpha=1, targets=ATTENTION_TARGETS)))
     terms = {"reverse_cd": 5, "forward_cd": 5, "forward_preservation": 4, "reverse_preservation": 4}
     for name, want in terms.items():
-        assert want - 0.2 < cost(full, name) < want + 0.02, name
-        assert want - 1 - 0.4 < cost(low, name) < want - 1 + 0.2, name
-    assert 18 - 0.8 < whole(full) < 18 + 0.08
-    assert 14 - 1.6 < whole(low) < 14 + 0.8
+        assert want - 0.02 < cost(full, name) < want, name
+        assert want - 1.12 < cost(low, name) < want - 1, "the layers before the first adapted one have no gradient"
+    assert 18 - 0.08 < whole(full) < 18 and 14 - 0.48 < whole(low) < 14
