@@ -145,11 +145,16 @@ def test_exported_weights_are_pytorchs(finished, opened, tmp_path):
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-4
 
 
-def test_the_exported_run_draws_the_same_image_in_pytorch(finished, opened, tiny_world, tmp_path):
-    """diffusers' ControlNet pipeline on unet/ and controlnet/, from the same latents, with trailing DDIM steps; the
-    picture would be another one without what the ControlNet says."""
-    job, params, _ = opened
-    assert export.main([f"--workdir={finished[0]}", f"--out={tmp_path}"]) == 0
+def test_the_exported_run_draws_the_same_image_in_pytorch(opened, tiny_world, tmp_path):
+    """diffusers' ControlNet pipeline on unet/ and controlnet/, from the same latents, with trailing DDIM steps. Two
+    updates leave a ControlNet that nobody hears: it is made to speak ten times as loud."""
+    job, trained, _ = opened
+    controlnet = {
+        name: jax.tree.map(lambda x: 10 * x, part) if name.startswith("controlnet_") and "cond" not in name else part
+        for name, part in trained["adapter"]["controlnet"].items()
+    }
+    params = {**trained, "adapter": {"controlnet": controlnet}}
+    job.export(params, tmp_path)
     pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
         tiny_world,
         unet=diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet"),
@@ -180,7 +185,7 @@ def test_the_exported_run_draws_the_same_image_in_pytorch(finished, opened, tiny
     assert found.std() > 0.01 and np.abs(found - theirs).max() < 0.5 / 255
     silent = {**params, "adapter": jax.tree.map(np.zeros_like, params["adapter"])}
     plain = np.clip(np.asarray(sampler(silent, job.frozen, condition, ids, key, 2)) / 2 + 0.5, 0, 1)
-    assert np.abs(plain - theirs).max() > 2 / 255, "the ControlNet is heard"
+    assert np.abs(plain - theirs).max() > 10 / 255, "the ControlNet is heard"
 
 
 def test_a_workdir_without_a_run(one_line, finished, tmp_path):
