@@ -24,8 +24,9 @@ losses of a model share an optimiser.
 Published: SD1.5 w in {1, 8, 12, 16, 20}, batch 512, SDXL ten scales up to 20, batch 128; 6000 iterations at 8e-6, 36 h
 and 68 h on 8 A100. Variants combine with commas: `configs/icd.py:stage2,sd15`.
 
-The embedded stages are planned for 15 minutes on two CPU cores, at 75 F a second and two minutes of compilation: 640
-steps of 16 samples at 5F and 360 of 8 at 18F, 51 and 52 thousand F (F: a forward of the UNet for one sample).
+The embedded stages fit 15 minutes on two CPU cores, planned as 140 F a second (F: a forward of the UNet for one sample;
+one core makes 85) and a minute or two of compilation: 1400 steps of 16 samples at 5F, 112 thousand F, and 240 of 8 at
+18F, 35 thousand.
 """
 
 import ml_collections
@@ -61,13 +62,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.dtype = "float32"
     config.seed = 0
-    steps, batch_size = (360, 8) if is_second else (640, 16)
-    config.update(steps=steps, batch_size=batch_size, log_every=20, checkpoint_every=60, preview_every=180)
+    steps, batch_size, often = (240, 8, 40) if is_second else (1400, 16, 100)
+    config.update(steps=steps, batch_size=batch_size, log_every=20, checkpoint_every=often, preview_every=3 * often)
     config.update(ema=0.98, ema_warmup=True)
     config.optimizer = ml_collections.ConfigDict(
         {
-            "name": "adamw",
-            "learning_rate": 3e-4,
+            "name": "muon",
+            "learning_rate": 1e-3,
             "schedule": "cosine",
             "warmup_steps": 20,
             "weight_decay": 0.0,
@@ -82,7 +83,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.objective.lora = None
     (_second if is_second else _first)(config, names, model)
     if "long" in names:
-        config.update(steps=4 * steps, ema=0.995, checkpoint_every=240, preview_every=720)
+        config.update(steps=4 * steps, ema=0.995, checkpoint_every=4 * often, preview_every=12 * often)
         config.data.count = 24_000
     if model:
         _stable_diffusion(config, model)
@@ -123,7 +124,7 @@ def _stable_diffusion(config: ml_collections.ConfigDict, model: str) -> None:
     is_xl = model == "sdxl"
     config.update(steps=6000, batch_size=128 if is_xl else 512, log_every=50, checkpoint_every=500, preview_every=0)
     config.ema = None
-    config.optimizer.update(learning_rate=8e-6, schedule="constant", warmup_steps=0)
+    config.optimizer.update(name="adamw", learning_rate=8e-6, schedule="constant", warmup_steps=0)
     config.data = ml_collections.ConfigDict(
         {"source": "folder", "path": "", "size": 1024 if is_xl else 512, "captions": "random", "caption_dropout": 0.0}
     )

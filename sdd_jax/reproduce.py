@@ -3,6 +3,7 @@
     python -m sdd_jax.reproduce --list                                 the tables
     python -m sdd_jax.reproduce ccd-table1 --dry-run                   what is cached and what is to do, with times
     python -m sdd_jax.reproduce ccd-table1 --rows=ccd-4-steps,cm-*     some of its rows
+    python -m sdd_jax.reproduce ccd-table1 --missing                   what results/ lacks: figures made elsewhere stay
 
 A row that is trained or measured is kept (`--cache`) and never made twice. The command can be stopped and killed: the
 same command goes on where it was, inside a training too.
@@ -21,6 +22,7 @@ from sdd_jax.data.cache import cache_dir
 from sdd_jax.tables import TABLES, find_table
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.children import Stopped
+from sdd_jax.tables.report import measured_before
 from sdd_jax.tables.run import plan, run_table
 
 _log = logging.getLogger("sdd_jax")
@@ -39,6 +41,9 @@ def _reproduce(argv: Sequence[str]) -> None:
     parser.add_argument("--list", action="store_true", help="print the tables")
     parser.add_argument("--rows", default="", help="rows by their short names, as --dry-run shows them, * allowed")
     parser.add_argument("--dry-run", action="store_true", help="print the plan only")
+    parser.add_argument(
+        "--missing", action="store_true", help="leave out what the results file has already, on whatever machine made"
+    )
     parser.add_argument("--cache", type=Path, help="trained rows; default: rows/ beside the cached arrays")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where results are written")
     flags = parser.parse_args(argv)
@@ -52,11 +57,12 @@ def _reproduce(argv: Sequence[str]) -> None:
     table = find_table(flags.table)
     rows = table.select([pattern for pattern in flags.rows.split(",") if pattern])
     cache = Cache(flags.cache or cache_dir() / "rows")
-    print(plan(table, rows, cache), flush=True)
+    have = measured_before(table, cache, flags.out) if flags.missing else frozenset()
+    print(plan(table, rows, cache, have), flush=True)
     if flags.dry_run:
         return
     try:
-        run_table(table, rows, cache, flags.out)
+        run_table(table, rows, cache, flags.out, have)
     except Stopped:
         _log.info("stopping as asked; the same command resumes")
 

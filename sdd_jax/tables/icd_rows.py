@@ -5,8 +5,8 @@ paper: compared are equal numbers of updates, not equal costs. Trained twice are
 what edits: the spread of such a row is between its trainings, on the same pictures. The ablations A, B and E and the
 three steps are trained once, with seed 0: claims that read them compare that training's runs (`at_shared_seeds`).
 
-The budget is 15 minutes for a training on two CPU cores. One forward of the UNet for one sample is F; training it as a
-plain diffusion model (3F) makes 14 samples a second on one core, 42 F, and two cores are planned as 75 F a second.
+The budget is 15 minutes for a training on two CPU cores. One forward of the UNet for one sample is F; stage 1 (5F)
+makes 17 samples a second on one core, 85 F, and two cores are planned as 140 F a second.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sdd_jax.tables.types import Training
 TWICE, ONCE = (0, 1), (0,)
 SCALES = (1, 2, 3, 4, 6)
 TAU = 0.7
-STEPS = {"stage1": (640, 16), "stage2": (360, 8)}
-F_A_SECOND, COMPILATION = 75.0, 2.0
+STEPS = {"stage1": (1400, 16), "stage2": (240, 8)}
+F_A_SECOND, COMPILATION = 140.0, 1.5
 
 INVERSION = "sdd_jax.jobs.icd.measures:inversion"
 GENERATION = "sdd_jax.jobs.icd.measures:generation"

@@ -22,7 +22,7 @@ from typing import Any
 from sdd_jax.tables.cache import Cache, read_json, write_atomically
 from sdd_jax.tables.claims import judge
 from sdd_jax.tables.plots import draw
-from sdd_jax.tables.types import Measured, Row, Seeds, Stat, Table, stat
+from sdd_jax.tables.types import Have, Measured, Row, Seeds, Stat, Table, stat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,30 +64,50 @@ class Result:
 
 def gather(table: Table, cache: Cache, before: Mapping[str, Any]) -> list[Result]:
     """Returns what is known of every row; `before` is the content of the results file, or {}."""
-    earlier = {record["row"]: record for record in before.get("rows", ())}
     results = []
     for row in table.rows:
-        key = cache.fingerprint(row)
-        config = " ".join([row.config, f"#{key}"] if key else []).strip()
+        known, devices = recorded(row, cache, before)
         values: dict[Seeds, Mapping[str, float]] = {}
-        devices: list[str] = []
-        record = earlier.get(row.name, {})
-        if key and record.get("config") == config and record.get("metrics"):
-            known = {(entry["training_seed"], entry["sampling_seed"]): entry for entry in record["metrics"]["per_seed"]}
-            devices = [record["device"]]
-        else:
-            known = {}
         for training_seed in row.training_seeds:
             for sampling_seed in row.sampling_seeds:
                 seeds = (training_seed, sampling_seed)
                 found = cache.evaluation(row, *seeds)
                 if found:
                     values[seeds] = {**found["metrics"], **_minutes(row, training_seed, found["seconds"], cache)}
-                    devices.append(found["device"])
+                    devices = (*devices, found["device"])
                 elif seeds in known:
-                    values[seeds] = {name: value for name, value in known[seeds].items() if name not in _SEED_KEYS}
-        results.append(Result(row=row, config=config, values=values, devices=tuple(dict.fromkeys(devices))))
+                    values[seeds] = known[seeds]
+        results.append(
+            Result(row=row, config=_config(row, cache), values=values, devices=tuple(dict.fromkeys(devices)))
+        )
     return results
+
+
+def recorded(
+    row: Row, cache: Cache, before: Mapping[str, Any]
+) -> tuple[dict[Seeds, Mapping[str, float]], tuple[str, ...]]:
+    """What the results file `before` has of a row, and its device, if it was measured with the row's #KEY of now."""
+    for record in before.get("rows", ()):
+        if record["row"] == row.name and record["metrics"] and record["config"] == _config(row, cache):
+            values: dict[Seeds, Mapping[str, float]] = {
+                (entry["training_seed"], entry["sampling_seed"]): {
+                    name: value for name, value in entry.items() if name not in _SEED_KEYS
+                }
+                for entry in record["metrics"]["per_seed"]
+            }
+            return values, (record["device"],)
+    return {}, ()
+
+
+def measured_before(table: Table, cache: Cache, out: Path) -> Have:
+    """The evaluations that OUT/TABLE.json has, as (row's name, seeds), wherever they were made."""
+    before = read_json(out / f"{table.name}.json")
+    return {(row.name, seeds) for row in table.rows for seeds in recorded(row, cache, before)[0]}
+
+
+def _config(row: Row, cache: Cache) -> str:
+    key = cache.fingerprint(row)
+    return " ".join([row.config, f"#{key}"] if key else []).strip()
 
 
 _SEED_KEYS = ("training_seed", "sampling_seed")

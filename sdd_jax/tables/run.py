@@ -20,7 +20,7 @@ from sdd_jax.config import to_plain
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.children import Children, Failed, locked
 from sdd_jax.tables.report import write_results
-from sdd_jax.tables.types import Row, Table, Training
+from sdd_jax.tables.types import Have, Row, Table, Training
 
 TRAIN = (sys.executable, "-m", "sdd_jax.main")
 MEASURE = (sys.executable, "-m", "sdd_jax.tables.measure")
@@ -48,10 +48,10 @@ class Measure:
 Task = Train | Measure
 
 
-def tasks(rows: Sequence[Row], cache: Cache) -> list[Task]:
+def tasks(rows: Sequence[Row], cache: Cache, have: Have = frozenset()) -> list[Task]:
     """Returns what is still to do for the rows, in order; a training that several rows share comes once.
 
-    A training is left out where all its evaluations are cached, even if its workdir is gone.
+    A training is left out where all its evaluations are cached, even if its workdir is gone, or in `have`.
     """
     todo: list[Task] = []
     seen: set[str] = set()
@@ -60,7 +60,11 @@ def tasks(rows: Sequence[Row], cache: Cache) -> list[Task]:
             if row.not_run or nth >= len(row.training_seeds):
                 continue
             seed = row.training_seeds[nth]
-            open_ = [sampling for sampling in row.sampling_seeds if not cache.evaluation(row, seed, sampling)]
+            open_ = [
+                sampling
+                for sampling in row.sampling_seeds
+                if (row.name, (seed, sampling)) not in have and not cache.evaluation(row, seed, sampling)
+            ]
             if open_ and row.training is not None and seed is not None:
                 for training in row.training.stages:
                     key = cache.key(training, seed)
@@ -102,19 +106,19 @@ def _seeds(row: Row) -> Iterator[tuple[int | None, int]]:
     return ((training, sampling) for training in row.training_seeds for sampling in row.sampling_seeds)
 
 
-def plan(table: Table, rows: Sequence[Row], cache: Cache) -> str:
+def plan(table: Table, rows: Sequence[Row], cache: Cache, have: Have = frozenset()) -> str:
     """Describes what is cached and what is to do, row by row, and the time it will take.
 
     Raises:
         FileNotFoundError, ValueError: a config of one of the rows that does not resolve.
     """
-    todo, slow = tasks(rows, cache), slowness(table, cache)
+    todo, slow = tasks(rows, cache, have), slowness(table, cache)
     lines = [f"{table.name}: {table.title} ({table.paper})"]
     for row in rows:
         if row.not_run:
             lines.append(f"  {row.slug}: not run, {row.not_run}")
             continue
-        mine = tasks([row], cache)
+        mine = tasks([row], cache, have)
         parts = []
         for task in mine:
             if isinstance(task, Train):
@@ -130,8 +134,8 @@ def plan(table: Table, rows: Sequence[Row], cache: Cache) -> str:
     return "\n".join([*lines, f"  {counts}, about {clock(estimate(todo, cache, slow))} (shared trainings count once)"])
 
 
-def run_table(table: Table, rows: Sequence[Row], cache: Cache, out: Path) -> None:
-    """Trains and measures what is missing of the rows, and writes the table's results after every evaluation.
+def run_table(table: Table, rows: Sequence[Row], cache: Cache, out: Path, have: Have = frozenset()) -> None:
+    """Trains and measures what the rows lack, but for `have`, and writes the table's results after every evaluation.
 
     Raises:
         Stopped: the user asked to stop; the same call goes on from there.
@@ -141,7 +145,7 @@ def run_table(table: Table, rows: Sequence[Row], cache: Cache, out: Path) -> Non
     with locked(lock, f"{table.name} is being run by another process") as held, Children(held) as children:
         problems: dict[str, str] = {}
         broken: dict[str, str] = {}
-        todo = tasks(rows, cache)
+        todo = tasks(rows, cache, have)
         write_results(table, cache, out, problems)
         for i, task in enumerate(todo):
             seed = (

@@ -20,6 +20,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 
@@ -106,6 +107,8 @@ class Row:
 
 
 Seeds = tuple[int | None, int]
+Have = AbstractSet[tuple[str, Seeds]]
+"""Evaluations of a table that are there: (row's name, seeds)."""
 
 
 class Stat(NamedTuple):

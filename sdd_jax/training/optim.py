@@ -6,9 +6,10 @@
 with n the updates done so far and f = `final_scale`. Gradients are clipped by their global norm first. Weight decay is
 decoupled (AdamW) and leaves vectors and scalars alone: biases, norms. Muon (Jordan 2024) orthogonalises the momentum of
 hidden kernels, read as matrices [everything that is summed over, outputs]: [i, o] for dense, [h w i, o] for
-convolutions; the first and last convolution, embeddings and all vectors go to Adam. Its step is scaled to Adam's RMS
-(0.2, Moonlight, arXiv 2502.16982), so one learning rate serves both. Of each kernel [m, n], m the shorter side, an
-update costs 5 (4 m^2 n + 2 m^3) operations, five Newton-Schulz iterations, whatever the batch.
+convolutions; the first and last convolution, embeddings (the projection of a guidance scale among them, whose inputs
+are as few as the scales) and all vectors go to Adam. Its step is scaled to Adam's RMS (0.2, Moonlight, arXiv
+2502.16982), so one learning rate serves both. Of each kernel [m, n], m the shorter side, an update costs
+5 (4 m^2 n + 2 m^3) operations, five Newton-Schulz iterations, whatever the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sdd_jax.types import Params
 
 _OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 _SCHEDULES = ("constant", "cosine")
-_NOT_HIDDEN = ("conv_in", "conv_out")
+_NOT_HIDDEN = ("conv_in", "conv_out", "cond_proj")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ def test_a_training_is_a_config_of_fifteen_minutes(training):
     stage = "stage2" if training.needs else "stage1"
     assert icd_rows.STEPS[stage] == (config.steps, config.batch_size) and config.preview_every == 0
     cost = 5 if stage == "stage1" else sum(icd_rows.COST[name] for name in icd_rows.COST if config.objective[name])
-    assert training.minutes == pytest.approx(2 + config.steps * config.batch_size * cost / 75 / 60) and cost >= 5
+    assert training.minutes == pytest.approx(1.5 + config.steps * config.batch_size * cost / 140 / 60) and cost >= 5
     assert training.minutes <= 15 and config.data.count <= 6000
     assert config.ema_warmup, "the average at the first checkpoints is of what was trained, not of the start"
     for key, needed in training.needs.items():

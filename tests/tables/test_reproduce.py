@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -166,9 +167,14 @@ def test_results_measured_elsewhere_stay_until_they_are_stale(table, pretend, ca
     elsewhere = Cache(tmp_path / "other")
     run.run_table(table, [], elsewhere, out)
     assert results(out)[0]["Nothing"] == kept["Nothing"]
+    assert len(tasks(nothing, elsewhere)) == 2, "they are measured here, too"
+    have = report.measured_before(table, elsewhere, out)
+    assert have == {("Nothing", (None, 0)), ("Nothing", (None, 1))}
+    assert tasks(nothing, elsewhere, have) == [] and "2 of 2 measured" in run.plan(table, nothing, elsewhere, have)
     content = json.loads((out / "toy.json").read_text())
     content["rows"][3]["config"] += "0"
     (out / "toy.json").write_text(json.dumps(content))
+    assert len(tasks(nothing, elsewhere, report.measured_before(table, elsewhere, out))) == 2, "of something else"
     run.run_table(table, [], elsewhere, out)
     assert results(out)[0]["Nothing"]["status"] == "not run"
 
@@ -290,6 +296,15 @@ def test_the_plan_is_printed_first_and_alone(table, pretend, tmp_path, capsys):
     assert "student: first" in out and "trains seed 0" in out and "0 of 1 measured" in out
     assert "external: not run, its weights are not here" in out and not pretend
     assert not (tmp_path / "results").exists() and not (tmp_path / "cache").exists()
+
+
+def test_only_what_the_results_lack(table, pretend, tmp_path, capsys):
+    """The command with --missing and an empty cache, beside results that hold one of two rows."""
+    assert command("--rows=nothing", tmp_path=tmp_path) == 0
+    shutil.rmtree(tmp_path / "cache")
+    assert command("--rows=nothing,student", "--missing", "--dry-run", tmp_path=tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "nothing: 2 of 2 measured" in out and "0 of 1 measured" in out
 
 
 def test_a_child_that_fails_gives_its_last_line(tmp_path):

@@ -16,6 +16,7 @@ def params_like(seed=0):
         "block": {"kernel": (3, 3, 8, 16), "bias": (16,)},
         "proj": {"kernel": (16, 8)},
         "token_embedding": {"embedding": (10, 8)},
+        "cond_proj": {"kernel": (32, 8)},
     }
     leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
@@ -57,7 +58,8 @@ def test_muon_steps_are_near_orthogonal_and_the_rest_is_adam():
         assert 0.5 < singular.min() and singular.max() < 1.5
     adam = optax.adamw(1.0, weight_decay=0.0, nesterov=True)
     expected, _ = adam.update(grads, adam.init(params), params)
-    for module, name in (("conv_in", "kernel"), ("block", "bias"), ("token_embedding", "embedding")):
+    of_adam = (("conv_in", "kernel"), ("block", "bias"), ("token_embedding", "embedding"), ("cond_proj", "kernel"))
+    for module, name in of_adam:
         np.testing.assert_allclose(updates[module][name], expected[module][name], rtol=1e-5)
 
 
