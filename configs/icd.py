@@ -24,9 +24,9 @@ losses of a model share an optimiser.
 Published: SD1.5 w in {1, 8, 12, 16, 20}, batch 512, SDXL ten scales up to 20, batch 128; 6000 iterations at 8e-6, 36 h
 and 68 h on 8 A100. Variants combine with commas: `configs/icd.py:stage2,sd15`.
 
-The embedded stages fit 15 minutes on two CPU cores, planned as 140 F a second (F: a forward of the UNet for one sample;
-one core makes 85) and a minute or two of compilation: 1400 steps of 16 samples at 5F, 112 thousand F, and 240 of 8 at
-18F, 35 thousand.
+The embedded stages are planned to fit 15 minutes on two CPU cores, at 140 F a second (F: a forward of the UNet for one
+sample; one core makes 85) and a minute or two of compilation: 1400 steps of 16 samples at 5F, 112 thousand F, and 240
+of 8 at 18F, 35 thousand.
 """
 
 import ml_collections
