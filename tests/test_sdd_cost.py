@@ -54,7 +54,7 @@ def test_a_search_is_its_batches(timed, monkeypatch, timesteps, seconds):
         "data": {"prompt": "an angry {species}", "count": 3, "truncation": 1.0},
     }
     toy = toy_job.build(toy_job.make_config())
-    objective = SDD(model=make_model(), manipulator=None, timesteps=(500,))
+    objective = SDD(model=make_model(), manipulator=None)
     job = dataclasses.replace(toy, objective=objective, frozen=FROZEN, config=ConfigDict({**toy.config, **sections}))
     found = cost.training_cost(job, 10)
     assert found == (10, 0.5, seconds) and found.seconds == 5.0 + seconds

@@ -115,16 +115,21 @@ def test_a_folder_with_an_identity_loss(build, tiny_world, tmp_path):
     assert {"gradient", "l2", "identity"} < set(metrics) and job.objective.top_k == 1024
 
 
+def drawn(job):
+    """{t: probability} of what a job trains on."""
+    p = job.frozen["timesteps"]
+    return {int(t): float(p[t]) for t in np.flatnonzero(p)}
+
+
 def test_timesteps_come_from_a_file_a_rule_or_the_config(build, tmp_path, caplog):
     path = write_scores(tmp_path / "hqs.json", "another prompt")
-    objective = build("white_hair", f"timesteps.path={path}", "timesteps.rule=").objective
-    assert objective.timesteps == (300,) and objective.probabilities is None
-    ruled = build("white_hair", f"timesteps.path={path}", "timesteps.rule=top:2", "timesteps.weights=hqs").objective
-    assert ruled.timesteps == (300, 500)
-    np.testing.assert_allclose(ruled.probabilities, [1.75 / 3, 1.25 / 3], rtol=1e-6)
+    selected = drawn(build("white_hair", f"timesteps.path={path}", "timesteps.rule="))
+    assert selected == {300: 1.0}
+    ruled = build("white_hair", f"timesteps.path={path}", "timesteps.rule=top:2", "timesteps.weights=hqs")
+    assert drawn(ruled) == pytest.approx({300: 1.75 / 3, 500: 1.25 / 3}, rel=1e-6)
     job = build("debug", "timesteps.given=(20,40)")
-    assert job.objective.timesteps == (20, 40) and job.fingerprint["timesteps"] == [20, 40]
-    assert build("random").objective.timesteps == tuple(range(100, 901, 50)), "which needs no scores"
+    assert drawn(job) == {20: 0.5, 40: 0.5} and job.fingerprint["timesteps"] == [20, 40]
+    assert list(drawn(build("random"))) == list(range(100, 901, 50)), "which needs no scores"
 
 
 def test_without_a_file_the_job_searches(build, monkeypatch):
@@ -136,7 +141,7 @@ def test_without_a_file_the_job_searches(build, monkeypatch):
         return Search(prompt=prompt, model="", options={}, t=(100, 200), H=scores, N=scores, hqs=scores, stderr=scores, selected=(100, 200), rule="all")  # fmt: skip  # noqa: E501
 
     monkeypatch.setattr(sdd_job, "job_search", search)
-    assert build("argmax", "search.images=2").objective.timesteps == (200,)
+    assert drawn(build("argmax", "search.images=2")) == {200: 1.0}
     assert asked == [("a photo of a {species} with white {coat}", 2, 4, "train")]
 
 
@@ -150,7 +155,7 @@ def test_without_a_file_the_job_searches(build, monkeypatch):
         (["identity.kind=arc"], "config.identity: kind='arc' recognises nobody"),
         (["objective.identity_weight=1"], "config.objective: identity_weight=1.0 has no network"),
         (["objective.top_k=0"], "config.objective: top_k=0 keeps nothing"),
-        (["timesteps.given=(2000,)"], "config.objective: timesteps=(2000,)"),
+        (["timesteps.given=(2000,)"], "config.timesteps: timesteps=(2000,)"),
         (["timesteps.given=()", "timesteps.rule=best"], "config.timesteps: rule='best' selects no timesteps"),
         (["search.images=1"], "config.search: images=1 must be at least 2"),
     ],

@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdd_jax.diffusion.schedule import Schedule
+from sdd_jax.objectives.sdd import time_distribution
 from sdd_jax.types import ModelBundle
 
 ACP = np.asarray(Schedule.scaled_linear().alphas_cumprod)
 SLOPE = 0.3
-FROZEN = {"teacher": {"unet": {"a": jnp.float32(SLOPE)}}, "vae": {}, "text": {}, "null_context": jnp.zeros((1, 1, 1))}
+FROZEN = {
+    "teacher": {"unet": {"a": jnp.float32(SLOPE)}}, "vae": {}, "text": {}, "null_context": jnp.zeros((1, 1, 1)),
+    "timesteps": time_distribution((500,), len(ACP)),
+}  # fmt: skip
 
 
 def denoise(params, z, t, context, *, added_cond=None):

@@ -15,6 +15,9 @@ The released code feeds g to the backward pass of a batch's sum, which here is s
 beside its weights for the other two (10 and 1); guidance 100; top_k 1024 of the whole batch; and its identity loss
 compares an image with itself.
 
+S is data, not program: `frozen["timesteps"]` is the probability of every t (`time_distribution`), so that trainings
+which differ in nothing else share one compiled step.
+
 Cost per sample: 2F for g (1F unguided), no backward pass through the teacher, and of the manipulator forward and
 backward: 3F for the translator, so 5F; for a style mapper forward and input gradients of the generator and the
 autoencoder's encoder. Reencoding adds passes through the autoencoder; the identity loss an image of each code and R.
@@ -24,9 +27,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.score import eps_denoiser, keep_top_k, sds_gradient, surrogate
@@ -40,15 +45,12 @@ from sdd_jax.types import Batch, Frozen, Metrics, ModelBundle, Params, Phase
 class SDD:
     """The method's choices.
 
-    Fields: the teacher's bundle, the manipulator; `timesteps` S and the `probabilities` of drawing each (None:
-    uniform); `guidance` w, 1 is off; `top_k` (None: all of g); the weights of (7); `identity`, R, which a weight above
-    0 needs.
+    Fields: the teacher's bundle, the manipulator; `guidance` w, 1 is off; `top_k` (None: all of g); the weights of (7);
+    `identity`, R, which a weight above 0 needs.
     """
 
     model: ModelBundle
     manipulator: Manipulator
-    timesteps: tuple[int, ...]
-    probabilities: tuple[float, ...] | None = None
     guidance: float = 100.0
     top_k: int | None = None
     sds_weight: float = 1.0
@@ -57,11 +59,6 @@ class SDD:
     identity: Identity | None = None
 
     def __post_init__(self) -> None:
-        count = len(self.model.alphas_cumprod)
-        if not self.timesteps or not all(0 <= t < count for t in self.timesteps):
-            raise ValueError(f"timesteps={self.timesteps}: give at least one, each in 0..{count - 1}")
-        if self.probabilities is not None and len(self.probabilities) != len(self.timesteps):
-            raise ValueError(f"{len(self.probabilities)} probabilities for {len(self.timesteps)} timesteps")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} keeps nothing: give at least 1, or None for all")
         if self.identity_weight and self.identity is None:
@@ -82,7 +79,7 @@ class SDD:
         edited = self.manipulator.apply(params, frozen, code)
         image = self.manipulator.image(frozen, edited) if self.identity_weight else None
         z = self.manipulator.latents(frozen, edited, image)
-        g = self.gradient(frozen, batch, z, self.draw_times(time_rng, z.shape[0]), noise_rng)
+        g = self.gradient(frozen, batch, z, draw_times(frozen["timesteps"], time_rng, z.shape[0]), noise_rng)
         l2 = code_distance(edited, code)
         loss = self.sds_weight * jnp.mean(surrogate(z, g)) + self.l2_weight * l2
         metrics = {"gradient": jnp.sqrt(jnp.mean(g**2)), "l2": l2}
@@ -106,12 +103,25 @@ class SDD:
         g = level.sigma**2 * sds_gradient(eps_hat, z, eps, t, level, context, w, added_cond=added_cond)
         return g if self.top_k is None else keep_top_k(g, self.top_k)
 
-    def draw_times(self, rng: jax.Array, batch_size: int) -> jax.Array:
-        """Draws t int32[b] from S, one for each sample."""
-        p = None if self.probabilities is None else jnp.asarray(self.probabilities, jnp.float32)
-        return jax.random.choice(rng, jnp.asarray(self.timesteps, jnp.int32), (batch_size,), p=p)
-
     @property
     def phases(self) -> tuple[Phase, ...]:
         """One update of the manipulator."""
         return (Phase(self.loss),)
+
+
+def time_distribution(timesteps: Sequence[int], count: int, weights: Sequence[float] | None = None) -> np.ndarray:
+    """The probability f32[count] of each of a model's `count` timesteps: of S by `weights` (None: uniform), else 0.
+
+    Raises:
+        ValueError: S is empty or has a timestep that the model lacks.
+    """
+    if not timesteps or not all(0 <= t < count for t in timesteps):
+        raise ValueError(f"timesteps={tuple(timesteps)}: give at least one, each in 0..{count - 1}")
+    distribution = np.zeros(count)
+    np.add.at(distribution, list(timesteps), 1.0 if weights is None else list(weights))
+    return (distribution / distribution.sum()).astype(np.float32)
+
+
+def draw_times(distribution: jax.Array, rng: jax.Array, batch_size: int) -> jax.Array:
+    """Draws t int32[b] by the probability f32[T] of each, one for each sample."""
+    return jax.random.choice(rng, len(distribution), (batch_size,), p=distribution)

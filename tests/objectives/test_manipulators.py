@@ -98,7 +98,7 @@ def test_latents_are_of_the_picture_at_the_teachers_side(frozen, batch):
 def test_gradients_reach_the_mapper_through_encoder_and_generator(frozen, batch, kind):
     """g per latent pixel, pulled back by hand: J^T g / (h w b), and nothing but the mapper is differentiated."""
     manipulator = make(kind)
-    sdd = SDD(model=make_model(), manipulator=manipulator, timesteps=(500,), guidance=3.0, l2_weight=0.0)
+    sdd = SDD(model=make_model(), manipulator=manipulator, guidance=3.0, l2_weight=0.0)
     params, rng = mapper(manipulator), jax.random.key(5)
 
     @jax.jit
@@ -142,7 +142,7 @@ def test_a_step_makes_each_picture_once(frozen, batch, objective):
     manipulator = make(generator=functions._replace(synthesis=synthesis))
     identity = {"identity": Mean(), "identity_weight": 1.0}
     method = (
-        SDD(model=make_model(), manipulator=manipulator, timesteps=(500,), **identity)
+        SDD(model=make_model(), manipulator=manipulator, **identity)
         if objective == "sdd"
         else CLIPGuidance(manipulator=manipulator, clip=Mean(), **identity)
     )

@@ -11,7 +11,7 @@ from toy_sdd import ACP, FROZEN, SLOPE, encode, make_model
 from sdd_jax.models.towers import TowerConfig, unit
 from sdd_jax.objectives.clip_guidance import CLIPGuidance
 from sdd_jax.objectives.identity import TowerIdentity, identity_loss
-from sdd_jax.objectives.sdd import SDD
+from sdd_jax.objectives.sdd import SDD, draw_times, time_distribution
 from sdd_jax.training.flops import count_flops
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -51,7 +51,7 @@ def batch():
 
 
 def method(**changes):
-    settings = {"model": make_model(), "manipulator": Affine(), "timesteps": (500,), "guidance": 3.0, "l2_weight": 0.0}
+    settings = {"model": make_model(), "manipulator": Affine(), "guidance": 3.0, "l2_weight": 0.0}
     return SDD(**{**settings, **changes})
 
 
@@ -115,12 +115,23 @@ def test_l2_and_metrics(batch):
 
 
 def test_timesteps_are_drawn_from_the_set_by_weight():
-    uniform = method(timesteps=(100, 300, 900))
-    t, count = np.unique(uniform.draw_times(jax.random.key(0), 6000), return_counts=True)
+    uniform = time_distribution((100, 300, 900), 1000)
+    t, count = np.unique(draw_times(uniform, jax.random.key(0), 6000), return_counts=True)
     assert t.tolist() == [100, 300, 900] and count.min() > 1800
-    weighted = dataclasses.replace(uniform, probabilities=(0.0, 0.25, 0.75))
-    t, count = np.unique(weighted.draw_times(jax.random.key(0), 6000), return_counts=True)
+    weighted = time_distribution((100, 300, 900), 1000, (0.0, 0.25, 0.75))
+    t, count = np.unique(draw_times(weighted, jax.random.key(0), 6000), return_counts=True)
     assert t.tolist() == [300, 900] and 4300 < count[1] < 4700
+
+
+def test_other_timesteps_are_the_same_program(batch):
+    """What lets a table's trainings share one compilation."""
+    sdd, key = method(), jax.random.key(0)
+    of = {t: {**FROZEN, "timesteps": time_distribution((t,), 1000)} for t in (100, 900)}
+    step = jax.jit(lambda frozen: sdd.loss(PARAMS, frozen, batch, key, STEP)[1]["gradient"])
+    assert len({step.lower(frozen).as_text() for frozen in of.values()}) == 1
+    for t, frozen in of.items():
+        g = by_hand(batch, t, key)[2]
+        assert float(step(frozen)) == pytest.approx(np.sqrt(np.mean(g**2)), rel=1e-4)
 
 
 def test_no_gradient_flows_into_the_teacher(batch):
@@ -212,9 +223,6 @@ def test_the_teacher_runs_forward_only(batch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"timesteps": ()}, "give at least one, each in 0..999"),
-        ({"timesteps": (1000,)}, "each in 0..999"),
-        ({"probabilities": (0.5, 0.5)}, "2 probabilities for 1 timesteps"),
         ({"top_k": 0}, "top_k=0 keeps nothing"),
         ({"identity_weight": 1.0}, "set config.identity.kind"),
     ],
@@ -222,6 +230,12 @@ def test_the_teacher_runs_forward_only(batch):
 def test_impossible_choices(changes, message):
     with pytest.raises(ValueError, match=message):
         method(**changes)
+
+
+@pytest.mark.parametrize("timesteps", [(), (1000,), (500, -1)])
+def test_timesteps_that_the_model_lacks(timesteps):
+    with pytest.raises(ValueError, match=r"give at least one, each in 0\.\.999"):
+        time_distribution(timesteps, 1000)
 
 
 def test_clip_guidance_needs_somebody_to_recognise():

@@ -37,7 +37,7 @@ from sdd_jax.objectives.clip_guidance import CLIPGuidance, CLIPNetwork, Publishe
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.identity import FaceIdentity, Identity, TowerIdentity
 from sdd_jax.objectives.manipulators import Manipulator
-from sdd_jax.objectives.sdd import SDD
+from sdd_jax.objectives.sdd import SDD, time_distribution
 from sdd_jax.objectives.selection import select
 from sdd_jax.train import Job, Previews
 from sdd_jax.types import Frozen, ModelBundle, Params
@@ -108,16 +108,19 @@ def sdd(config: ConfigDict) -> Job:
     steps = validate(config.timesteps, TimestepConfig, "config.timesteps")
     options = validate(config.search, HQSOptions, "config.search")
     setting = _setting(config)
-    timesteps, probabilities = _timesteps(steps, options, setting)
     settings = {
         **config.objective,
         "model": setting.bundle,
         "manipulator": setting.parts.manipulator,
-        "timesteps": timesteps,
-        "probabilities": probabilities,
         "identity": setting.identity,
     }
     objective = validate(settings, SDD, "config.objective")
+    timesteps, weights = _timesteps(steps, options, setting)
+    try:
+        distribution = time_distribution(timesteps, len(setting.bundle.alphas_cumprod), weights)
+    except ValueError as error:
+        raise ValueError(f"config.timesteps: {error}") from None
+    setting.parts.frozen["timesteps"] = distribution
     _log.info("timesteps: %s", ", ".join(map(str, timesteps)))
     return _job("SDD", config, setting, objective, {"timesteps": list(timesteps)})
 

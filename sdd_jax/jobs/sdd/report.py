@@ -182,14 +182,13 @@ def report(workdir: Path, flags: ReportFlags) -> str:
     directory = workdir / "evaluation"
     write_grid(directory / "grid.png", [shown[:SHOWN] for shown in images.values()], list(images))
     attribute, _, value = run.edit.partition("=")
-    objective = run.job.objective
     summary = {
         "workdir": str(workdir),
         "step": run.step,
         "samples": flags.samples,
         "seed": flags.seed,
         "edit": {"attribute": attribute, "value": value, "prompt": run.job.config.data.prompt},
-        "timesteps": list(objective.timesteps) if isinstance(objective, SDD) else None,
+        "timesteps": run.job.fingerprint.get("timesteps"),
         "rows": rows,
         "cost": _cost_of(costs),
     }

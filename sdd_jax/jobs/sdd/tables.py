@@ -229,8 +229,9 @@ def _timesteps(run: Run, reading: Mapping[str, Any]) -> Metrics:
     options = validate({**config.search, **reading}, HQSOptions, "config.search")
     search = job_search(objective.model, run.job.frozen, data.open(), data.prompt, options, data.facts)
     known = dict(zip(search.t, search.hqs, strict=True))
-    scored = [known[t] for t in objective.timesteps if t in known]
-    found = {"timesteps": float(len(objective.timesteps)), "mean_t": float(np.mean(objective.timesteps))}
+    timesteps = run.job.fingerprint["timesteps"]
+    scored = [known[t] for t in timesteps if t in known]
+    found = {"timesteps": float(len(timesteps)), "mean_t": float(np.mean(timesteps))}
     return {**found, "mean_hqs": float(np.mean(scored))} if scored else found
 
 
