@@ -16,10 +16,9 @@
 | sd15, sd21, sdxl | cats to other animals with Stable Diffusion, on 5000 of its own samples | accelerators |
 | debug | any of them, shrunk to seconds | |
 
-By count a training is 7F x 8 x 1500 = 84 000 F (SDS 5F): 10 minutes on two cores at the 145 F/s that editing eight
-pictures reaches there (docs/dds.md), which leaves 5 of 15 for compilation, previews, and the first time 2000 renders
-and their latents; no training has been timed. A guidance of 3 is where the embedded teacher is best; Stable Diffusion
-has 7.5.
+By count a training is 7F x 8 x 500 = 28 000 F (SDS 5F): six minutes of one core at 80 F/s, and two or three to compile
+the step; the first one makes 2000 renders and their latents, too. A guidance of 3 is where the embedded teacher is
+best; Stable Diffusion has 7.5.
 
 Variants combine with commas: `configs/dds_translate.py:sd15,sds`. A folder of pictures in place of samples:
 `--config.data.source=folder --config.data.path=DIR --config.data.size=512`. Timesteps that a search selected:
@@ -61,14 +60,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.revision = ml_collections.config_dict.placeholder(str)
     config.dtype = "float32"
     config.seed = 0
-    config.steps = 1500
+    config.steps = 500
     config.batch_size = 8
     config.ema = 0.99
     config.log_every = 20
-    config.checkpoint_every = 250
+    config.checkpoint_every = 125
     config.preview_every = 500
     config.optimizer = ml_collections.ConfigDict(
-        {"name": "adamw", "learning_rate": 3e-4, "warmup_steps": 20, "weight_decay": 0.0, "clip_norm": 1.0}
+        {"name": "muon", "learning_rate": 1e-3, "warmup_steps": 20, "weight_decay": 0.0, "clip_norm": 1.0}
     )
     config.tasks = _species()
     config.data = ml_collections.ConfigDict(
@@ -142,7 +141,7 @@ def _stable_diffusion(config: ml_collections.ConfigDict, name: str) -> None:
     config.model = HUBS[name]
     config.dtype = "bfloat16"
     config.update(steps=5000, batch_size=32, ema=0.999, log_every=50, checkpoint_every=500, preview_every=500)
-    config.optimizer.update(learning_rate=1e-5, warmup_steps=200)
+    config.optimizer.update(name="adamw", learning_rate=1e-5, warmup_steps=200)
     config.objective.guidance = 7.5
     config.data.update(source="teacher", count=5000, captions=CAPTIONS, guidance=7.5, sampling_steps=50)
     config.data.update(size=1024 if name == "sdxl" else 512)

@@ -188,14 +188,14 @@ FIG8 = Table(
     "highest t nothing of a picture is left to see: there any gradient of aligned pairs goes to zero, kappa to .004.",
 )  # fmt: skip
 
-TRANSLATOR = Training(config="configs/dds_translate.py", minutes=12.0)
+TRANSLATOR = Training(config="configs/dds_translate.py", minutes=9.0)
 ATTRIBUTES = dataclasses.replace(TRANSLATOR, config=f"{TRANSLATOR.config}:attributes")
 EDIT_MODEL = Training(config="configs/finetune.py:edit")
 
 
 def translator_row(name: str, variant: str = "", samples: int = 256, **fields: Any) -> Row:
     """A trained translator's row."""
-    training = Training(config=f"configs/dds_translate.py:{variant}", minutes=12.0) if variant else TRANSLATOR
+    training = Training(config=f"configs/dds_translate.py:{variant}", minutes=9.0) if variant else TRANSLATOR
     return Row(
         name=name, training=training, seeds=(0, 1), sampling_seeds=(0,), evaluation=REPORT,
         options={"samples": samples}, minutes=4.0, **fields,
