@@ -63,12 +63,12 @@ TABLE1 = Table(
     name="icd-table1",
     title="Guidance at the encoder: what DDIM draws from encoded noise",
     paper="iCD, table 1",
-    note=f"{AT_W}. The paper's rows are columns here. Frechet distance of 256 pictures in place of FID-5k.",
+    note=f"{AT_W}. The paper's rows are columns here. Frechet distance of 128 pictures in place of FID-5k.",
     rows=tuple(
         Row(
             name=name,
             evaluation=ENCODING,
-            options={"samples": 256, **fields, "decodings": DECODINGS},
+            options={"samples": 128, **fields, "decodings": DECODINGS},
             minutes=15.0 if fields else 12.0,
         )
         for name, fields in ENCODINGS.items()
