@@ -69,7 +69,6 @@ TABLE1 = Table(
             name=name,
             evaluation=ENCODING,
             options={"samples": 128, **fields, "decodings": DECODINGS},
-            sampling_seeds=(0,),
             minutes=13.0 if fields else 11.0,
         )
         for name, fields in ENCODINGS.items()

@@ -61,8 +61,7 @@ def _schedule(tau: float, to: float) -> dict[str, float]:
 
 def _traded(name: str, points: Mapping[str, Mapping[str, Any]], **options: Any) -> Row:
     asked = {**GUIDED, **options, "generation": True, "points": points}
-    minutes = 1.0 + 1.6 * len(points)
-    return Row(name=name, sampling_seeds=(0,), evaluation=SCHEDULES, options=asked, minutes=minutes)
+    return Row(name=name, evaluation=SCHEDULES, options=asked, minutes=1.0 + 1.6 * len(points))
 
 
 FIG5 = Table(

@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from flax import traverse_util
+
 from sdd_jax.jobs.editing.inversion import follow_pairs
 from sdd_jax.jobs.editing.methods import EditRequest, EditResult
 from sdd_jax.jobs.editing.options import Inversion, check_shares, options_of
@@ -37,6 +39,7 @@ class MasaCtrlInversion(Inversion):
         """The control of a request's pairs."""
         blocks = len(request.model.configs["unet"]["up_block_types"])
         layers = rf"up_blocks_[{blocks // 2}-{blocks - 1}]/" if self.layers is None else self.layers
+        _check_layers(request, "layers", layers, "attn1")
         return MasaCtrl(pairs=len(request.image), start_step=int(self.begin * self.steps + 1e-9), layers=layers)
 
 
@@ -60,12 +63,16 @@ class PlugAndPlayInversion(Inversion):
         """The control of a request's pairs."""
         first = max(len(request.model.configs["unet"]["up_block_types"]) - 3, 0)
         attention = rf"up_blocks_({first}/attentions_[1-9]|[{first + 1}-9]/)"
+        attention = attention if self.attention_layers is None else self.attention_layers
+        features = rf"up_blocks_{first}/resnets_1" if self.feature_layers is None else self.feature_layers
+        _check_layers(request, "attention_layers", attention, "attn1")
+        _check_layers(request, "feature_layers", features, "resnets")
         return PlugAndPlay(
             pairs=len(request.image),
             attention_steps=int(self.attention * self.steps + 1e-9),
             feature_steps=int(self.features * self.steps + 1e-9),
-            attention_layers=attention if self.attention_layers is None else self.attention_layers,
-            feature_layers=rf"up_blocks_{first}/resnets_1" if self.feature_layers is None else self.feature_layers,
+            attention_layers=attention,
+            feature_layers=features,
         )
 
 
@@ -86,3 +93,13 @@ def _check_pattern(name: str, pattern: str | None) -> None:
         re.compile(pattern or "")
     except re.error as error:
         raise ValueError(f"{name}={pattern!r} is not a regular expression: {error}") from None
+
+
+def _check_layers(request: EditRequest, name: str, pattern: str, kind: str) -> None:
+    """ValueError where a pattern finds no layer of a kind in the UNet: a control would silently do nothing."""
+    unet = traverse_util.flatten_dict(request.frozen["teacher"]["unet"], sep="/")
+    if unet and not any(kind in path and re.search(pattern, path) for path in unet):
+        raise ValueError(
+            f"{name}={pattern!r} names no {kind} of {request.model.source}: give --option {name}=, a regular "
+            "expression such as up_blocks_0/"
+        )
