@@ -77,6 +77,22 @@ def test_a_batch_goes_through_the_training_step(opened, array_cache, stage):
         assert (teacher / "config.json").is_file() and len(job.fingerprint["teacher_hash"]) == 64
 
 
+def test_alternating_updates_keep_moments_for_each_loss(runs, array_cache):
+    """From the config to the step: four phases, each with an optimiser of its own."""
+    job = build("stage2,lora,debug", f"teacher.workdir={runs[0]}", *STAGE2, "objective.alternating=true")
+    assert len(job.objective.phases) == len(TERMS)
+    optimizer, schedule = optimizer_of(job)
+
+    def run(key, frozen, batch):
+        state = create_state(key, job.objective, optimizer, frozen, with_ema=False)
+        step = make_train_step(job.objective, optimizer, ema_decay=None, schedule=schedule)
+        return state, *step(state, frozen, batch, key)
+
+    before, after, metrics = jax.eval_shape(run, jax.random.key(0), job.frozen, next(job.stream(0)))
+    assert len(before.opt_state) == len(after.opt_state) == len(TERMS)
+    assert {f"phase{index}/{name}" for index, name in enumerate(job.objective.terms)} <= set(metrics)
+
+
 def test_previews(opened, tmp_path):
     for name, (job, params, step) in zip("12", opened, strict=True):
         job.previews(params, None, job.frozen, step, tmp_path / name)

@@ -40,7 +40,9 @@ FIG4 = Table(
     ),
     claims=(
         Claim(text="the later guidance turns on, the smaller the error", check=rises("mse", DDIM)),
-        Claim(text="it decreases exponentially", check=exponential("latent_mse", DDIM)),
+        Claim(
+            text="it decreases exponentially (its logarithm is nearer to a line)", check=exponential("latent_mse", DDIM)
+        ),
     ),
     plots=(Plot(name="mse", metric="mse", label="tau"), Plot(name="latents", metric="latent_mse", label="tau")),
 )

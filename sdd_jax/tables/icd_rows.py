@@ -30,8 +30,8 @@ EDITING_CURVE = "sdd_jax.jobs.icd.edit_measures:editing_curve"
 DISTILLATION = "sdd_jax.jobs.icd.guidance_distill:measure"
 
 W, EDITING_W = 2.0, 3.0
-"""Of guided rows: the teacher's best scale above 1, where H to K would be A to G: the most accurate (.992, .994 at 1.5,
-2; docs/portraits.md). Of edits: one for all methods, each of which was published with a scale of its own."""
+"""Of guided rows: at 1, the model card's best, H to K would be A to G; of 1.5 and 2, which it measures too, the more
+accurate (docs/portraits.md). Of edits: one for all methods, each of which was published with a scale of its own."""
 GUIDED = {"w": W}
 DYNAMIC = {"w": W, "tau": TAU}
 AT_W = f"Guided rows: w = {W:g} in place of the paper's 8"
