@@ -259,7 +259,11 @@ def test_a_tables_row_times_editors_in_its_own_process(finished, tiny_world, mon
 
     monkeypatch.setattr(dds_report, "run_edits", edits)
     monkeypatch.setattr(dds_report, "measure_seconds", seconds)
-    found = dds_report.translation(finished, 0, {"samples": 8, "world": str(tiny_world)})
+    options = {"samples": 8, "world": str(tiny_world), "strengths": [0.5, 0.0]}
+    found = dds_report.translation(finished, 0, {**options, "timed": True})
+    assert {name.partition("@")[2] for name in found if name.startswith("psnr@")} == {"0", "0.5", "1"}
+    assert found["psnr@1"] == found["psnr"] and found["success@1"] == found["success"]
+    assert calls.count(("translate", 2, {"strength": 0.5})) == 4, "each task's portraits"
     assert [call for call in calls if call[0] != "translate"] == [
         ("sdedit", 1, {"steps": 50, "strength": 1.0}), ("pnp", 1, {"steps": 50})
     ]  # fmt: skip
@@ -267,6 +271,9 @@ def test_a_tables_row_times_editors_in_its_own_process(finished, tiny_world, mon
     assert found["speedup"] == pytest.approx(80) and found["seconds_autoencoder"] == 0.06
     assert found["speedup_latents"] == pytest.approx((8 - 0.06) / 0.04), "both without the autoencoder's passes"
     assert {f"success_{name}" for name in ("bear", "dog", "lion", "squirrel")} < set(found) and "diversity" in found
+    times = iter((0.1, 0.06))
+    alone = dds_report.translation(finished, 0, {**options, "strengths": []})
+    assert "seconds_sdedit" not in alone and not any("@" in name for name in alone)
     with pytest.raises(ValueError, match="options.sample is not a field of TranslationOptions"):
         dds_report.translation(finished, 0, {"sample": 8})
 
@@ -294,3 +301,10 @@ def test_pairs_of_a_task_lack_what_it_puts_in():
         source = portraits.portrait(int(index))
         assert source.attributes.species == "cat" and source.attributes.hair != "white" or i < 2
     assert jnp.all(pairs.mask.max((1, 2, 3)) == 1)
+
+
+def test_a_diverged_edit_is_no_figure():
+    """What may be lacking is named; a success of pictures that are not numbers is none."""
+    assert dds_report.finite({"psnr": 1.0, "psnr_outside@0.5": float("nan")}) == {"psnr": 1.0}
+    with pytest.raises(ValueError, match=r"psnr@15 are not finite: an edit diverged"):
+        dds_report.finite({"psnr@15": float("nan"), "success@15": 0.1})

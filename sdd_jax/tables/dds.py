@@ -12,6 +12,7 @@ from typing import Any
 
 from sdd_jax.tables.claims import beyond, close, every, nearer, order, settled
 from sdd_jax.tables.curves import at_equal, levels_off
+from sdd_jax.tables.paired import in_every_seed
 from sdd_jax.tables.types import Claim, Column, Plot, Row, Table, Training
 
 STUDY = "sdd_jax.jobs.dds.study"
@@ -25,6 +26,7 @@ INJECTED: dict[str, Any] = {"vary": "features", "strengths": (0.2, 0.5, 0.8)}
 GUIDANCES = (1.0, 3.0, 5.0, 15.0)
 ANIMALS = ("dog", "lion", "bear", "squirrel")
 CATS: dict[str, Any] = {"tasks": ANIMALS, "only": "cat", "count": 16}
+PORTRAITS: dict[str, Any] = {"tasks": ("white fur", "angry", "wearing glasses", "at night"), "count": 64}
 ZERO_SHOT: dict[str, Any] = {"count": 8}
 EDIT_COLUMNS = (
     Column(metric="success", better="higher"),
@@ -56,12 +58,12 @@ def columns_at(x: str, of: str, *metrics: str) -> tuple[Column, ...]:
     )
 
 
-def framing_rows(pairs: dict[str, Any]) -> tuple[Row, Row]:
+def framing_rows(pairs: dict[str, Any], of: str = "") -> tuple[Row, Row]:
     """What no editor should fall below, and what none on latents can exceed."""
     return (
-        Row(name="the source, as it is", sampling_seeds=(0,), evaluation=f"{STUDY}:untouched", options=pairs,
+        Row(name=f"the source, as it is{of}", sampling_seeds=(0,), evaluation=f"{STUDY}:untouched", options=pairs,
             minutes=0.5),
-        Row(name="exact answer, autoencoded", sampling_seeds=(0,), evaluation=f"{STUDY}:answers", options=pairs,
+        Row(name=f"exact answer, autoencoded{of}", sampling_seeds=(0,), evaluation=f"{STUDY}:answers", options=pairs,
             minutes=0.5),
     )  # fmt: skip
 
@@ -78,8 +80,11 @@ FIG2 = Table(
     claims=(
         Claim(text="DDS with equal prompts leaves the picture exactly as it is",
               check=beyond("change", "DDS, equal prompts", 0.0, better="lower")),
-        Claim(text="SDS with the source's own prompt changes it",
-              check=order("change", "DDS, equal prompts", "SDS, the source's prompt", better="lower")),
+        Claim(text="SDS with the source's own prompt changes it, by more than a twentieth of the range",
+              check=beyond("change", "SDS, the source's prompt", 0.1, better="higher")),
+        Claim(text="and goes on: further after 100 iterations than after 10",
+              check=in_every_seed("change@100", "SDS, the source's prompt", "SDS, the source's prompt",
+                                  against="change@10", better="higher")),
     ),
     columns=(Column(metric="change", title="change (RMS)", better="lower"),),
     plots=(Plot(name="drift", metric="change", label="iterations"),),
@@ -93,7 +98,7 @@ FIG5 = Table(
         score_row("DDS", "dds", 5.0, **ZERO_SHOT),
         score_row("SDS", "sds", 4.0, **ZERO_SHOT),
         curve_row("SDEdit", "sdedit", 8.0, **NOISED, **ZERO_SHOT),
-        score_row("PDS", "pds", 5.0, {"step": 1.0}, **ZERO_SHOT),
+        score_row("PDS", "pds", 5.0, {"step": 1.0}, seeds=(0,), **ZERO_SHOT),
         *framing_rows(ZERO_SHOT),
         score_row("CDS", "cds", 8.0, seeds=(0,), **ZERO_SHOT),
     ),
@@ -111,7 +116,8 @@ FIG5 = Table(
         Plot(name=name, metric=metric, against="success", rows=("DDS", "SDS", "SDEdit", "CDS", "PDS"))
         for name, metric in (("answer", "psnr"), ("outside", "psnr_outside"))
     ),
-    note="72 portraits, 9 edits. Points: every 10 iterations of 100 for scores at w = 3, strengths .2 to .9 of SDEdit.",
+    note="72 portraits, 9 edits; seeds are of the noise, the portraits are the same. "
+    "Points: every 10 iterations of 100 for scores at w = 3, strengths .2 to .9 of SDEdit.",
 )
 
 FIG9 = Table(
@@ -127,11 +133,11 @@ FIG9 = Table(
     ),
     claims=(
         Claim(text="a higher guidance scale succeeds more often",
-              check=order("success@15", "DDS", "DDS", better="higher", against="success@1")),
+              check=in_every_seed("success@15", "DDS", "DDS", better="higher", against="success@1")),
         Claim(text="and success saturates",
               check=levels_off("success", "DDS", "1", "5", "15")),
         Claim(text="and keeps less of the picture",
-              check=order("psnr_outside@1", "DDS", "DDS", better="higher", against="psnr_outside@15")),
+              check=in_every_seed("psnr_outside@1", "DDS", "DDS", better="higher", against="psnr_outside@15")),
         Claim(text="at equal success DDS keeps more than SDEdit",
               check=at_equal("psnr_outside", "DDS", "SDEdit", better="higher")),
         Claim(text="at equal success DDS keeps more than PnP",
@@ -161,12 +167,14 @@ FIG8 = Table(
     ),
     claims=(
         Claim(text="at every t the gradient of aligned pairs is smaller than that of permuted captions",
-              check=every(*(order(f"permuted@{t}", "teacher", "teacher", better="higher", against=f"aligned@{t}")
+              check=every(*(in_every_seed(f"permuted@{t}", "teacher", "teacher", better="higher",
+                                          against=f"aligned@{t}")
                             for t in TIMES))),
         Claim(text="and far from zero: on average over t a tenth of the noise's size or more",
               check=beyond("aligned", "teacher", 0.1, better="higher")),
         Claim(text="at every t an image and its edit have more of the gradient in common than shuffled pairs",
-              check=every(*(order(f"cosine@{t}", "teacher", "teacher", better="higher", against=f"shuffled@{t}")
+              check=every(*(in_every_seed(f"cosine@{t}", "teacher", "teacher", better="higher",
+                                          against=f"shuffled@{t}")
                             for t in TIMES))),
         Claim(text="on Gaussian data both sizes are those of the closed form",
               check=every(*(close(f"{name}@{t}", "Gaussian data", "Gaussian data", margin=0.05, relative=True,
@@ -188,18 +196,19 @@ FIG8 = Table(
     "highest t nothing of a picture is left to see: there any gradient of aligned pairs goes to zero, kappa to .004.",
 )  # fmt: skip
 
-TRANSLATOR = Training(config="configs/dds_translate.py", minutes=9.0)
+TRANSLATOR = Training(config="configs/dds_translate.py", minutes=15.0)
 ATTRIBUTES = dataclasses.replace(TRANSLATOR, config=f"{TRANSLATOR.config}:attributes")
-EDIT_MODEL = Training(config="configs/finetune.py:edit")
+EDIT_MODEL = Training(config="configs/finetune.py:edit", minutes=22.0)
+REACHED = {"success": 0.9, "preservation": 0.95, "diversity": 0.5}
+"""What a translator is asked for: the last is the lower bar of the world's own samples (docs/portraits.md)."""
 
 
-def translator_row(name: str, variant: str = "", samples: int = 256, **fields: Any) -> Row:
+def translator_row(name: str, variant: str = "", samples: int = 256, timed: bool = False, **fields: Any) -> Row:
     """A trained translator's row."""
-    training = Training(config=f"configs/dds_translate.py:{variant}", minutes=9.0) if variant else TRANSLATOR
-    return Row(
-        name=name, training=training, seeds=(0, 1), sampling_seeds=(0,), evaluation=REPORT,
-        options={"samples": samples}, minutes=4.0, **fields,
-    )  # fmt: skip
+    training = dataclasses.replace(TRANSLATOR, config=f"{TRANSLATOR.config}:{variant}") if variant else TRANSLATOR
+    options = {"samples": samples, **({"timed": True} if timed else {})}
+    fields = {"seeds": (0, 1), "sampling_seeds": (0,), **fields}
+    return Row(name=name, training=training, evaluation=REPORT, options=options, minutes=3.0, **fields)
 
 
 FIFTY = {"SDEdit": "sdedit", "PnP": "pnp"}
@@ -212,10 +221,10 @@ TABLE2 = Table(
     title="Translation of cats to dogs, lions, bears and squirrels",
     paper="DDS, table 2",
     rows=(
-        translator_row("DDS translator", samples=len(ANIMALS) * CATS["count"]),
+        translator_row("DDS translator", samples=len(ANIMALS) * CATS["count"], timed=True),
         translator_row("DDS translator, attributes", "attributes",
                        note="white fur, angry, glasses, night: other tasks, on any portrait"),
-        score_row("DDS, zero-shot", "dds", 5.0, shown=100, **CATS),
+        score_row("DDS, zero-shot", "dds", 5.0, shown=100, seeds=(0,), **CATS),
         curve_row("SDEdit", "sdedit", 8.0, **NOISED, shown=0.7, **CATS),
         curve_row("PnP", "pnp", 7.0, (0,), **INJECTED, shown=0.8, **CATS),
         *(
@@ -225,9 +234,14 @@ TABLE2 = Table(
             for name, guided in INSTRUCTED.items()
         ),
         *framing_rows(CATS),
+        *framing_rows(PORTRAITS, ", attributes"),
         Row(name="DiffusionCLIP", not_run="an external method of its own weights and code"),
     ),
     claims=(
+        *(
+            Claim(text=f"the {name}: {metric} of {least} or more", check=beyond(metric, name, least, better="higher"))
+            for name in ("DDS translator", "DDS translator, attributes") for metric, least in REACHED.items()
+        ),
         *(
             Claim(text=f"at equal success the translator {says} than {rival}",
                   check=at_equal(metric, "DDS translator", rival, better=better))
@@ -246,6 +260,8 @@ TABLE2 = Table(
         ),
         Claim(text="about 50 times faster than 50 guided steps (the paper)",
               check=beyond("speedup", "DDS translator", 50, better="higher")),
+        Claim(text="and that on latents, without the autoencoder's two passes",
+              check=beyond("speedup_latents", "DDS translator", 50, better="higher")),
     ),
     columns=(
         *EDIT_COLUMNS,
@@ -255,7 +271,10 @@ TABLE2 = Table(
         Column(metric="speedup", title="times faster than SDEdit", better="higher"),
         Column(metric="speedup_latents", title="times faster on latents", better="higher"),
     ),
-    note="The paper's LPIPS is a distance to the source; here the exact answer is known, and the distance is to it. "
+    note="The paper has CLIP / LPIPS .225 / .104 for DDS, .221 / .310 PnP, .219 / .322 InstructPix2Pix, .251 / .572 "
+    "DiffusionCLIP. Its LPIPS is a distance to the source; here the exact answer is known, and the distance is to it. "
+    "A translator's curve is along the share of its edit of the latents that is made, .25 to 1. Its optimiser and "
+    "steps were chosen on cats that are among those measured; its rivals have their published settings. "
     "Curves are shown at 100 iterations, strength .7 and .8 of the features. By count a pass is 1F, the "
     "autoencoder's two about 2F, and 50 guided steps 100F: 34 times one pass with the autoencoder, 100 on latents.",
 )  # fmt: skip
@@ -268,11 +287,11 @@ ABLATION = Table(
         translator_row("full"),
         translator_row("no warm-up", "nowarmup"),
         translator_row("SDS", "sds"),
-        translator_row("no identity regularisation", "noidentity"),
+        translator_row("no identity regularisation", "noidentity", seeds=(0,)),
         *framing_rows({**CATS, "count": 64}),
     ),
     claims=(
-        Claim(text="without guidance warm-up the outputs are less diverse, further from the exact answers",
+        Claim(text="without guidance warm-up the outputs are less diverse, further from the exact answers' diversity",
               check=every(beyond("success", "full", 0.3, better="higher"),
                           order("diversity", "full", "no warm-up", better="higher"),
                           nearer("diversity", "full", "no warm-up", to=1.0))),
@@ -283,8 +302,9 @@ ABLATION = Table(
     ),
     columns=(*EDIT_COLUMNS, Column(metric="diversity", title="diversity (1: the exact answers')")),
     note="64 cats to each of four animals. A translator that changes nothing has all the diversity and keeps all: the "
-    "first claim asks the full one for a success of .3, the others compare at equal success, a translator being one "
-    "point: that of the less successful one says nothing where it is ahead.",
+    "first claim asks the full one for a success of .3, the others compare at equal success along the share of the "
+    "edit that is made. Guidance is 3 at the end here, from 1 with warm-up, in the paper 7.5: diversity may differ "
+    "less. The row without identity regularisation is trained once and in no claim.",
 )  # fmt: skip
 
 FIG2, FIG5, FIG8, FIG9, TABLE2, ABLATION = map(settled, (FIG2, FIG5, FIG8, FIG9, TABLE2, ABLATION))

@@ -104,12 +104,13 @@ def test_the_closed_form_is_asked_for_in_its_own_unit():
 
 
 def test_a_translator_fits_its_quarter_of_an_hour_by_count():
-    """145 F a second on two cores (docs/dds.md): fifteen minutes, of which four for what is not steps."""
+    """70 F a second on one core, Muon's share within: fifteen minutes, of which five for what is not steps."""
     config = load_config(str(ROOT / "configs" / "dds_translate.py"), (), defaults_of(EngineConfig))
-    assert 7 * config.steps * config.batch_size / 145 < 11 * 60
-    assert config.objective.guidance == 3.0 and config.optimizer.learning_rate == 3e-4
+    assert 7 * config.steps * config.batch_size / 70 < 10 * 60
+    assert config.objective.guidance == 3.0
+    assert (config.optimizer.name, config.optimizer.learning_rate) == ("muon", 1e-3)
     big = load_config(f"{ROOT / 'configs' / 'dds_translate.py'}:sd15", (), defaults_of(EngineConfig))
-    assert big.objective.guidance == 7.5
+    assert big.objective.guidance == 7.5 and (big.optimizer.name, big.optimizer.learning_rate) == ("adamw", 1e-5)
 
 
 @pytest.mark.parametrize("variant", ["sd15", "sd21", "sdxl"])

@@ -99,7 +99,10 @@ def translate(request: EditRequest) -> EditResult:
             "or as --option task of all"
         )
     task = jnp.asarray([tasks.index(name) for name in names])
-    z = _translate(Static(translator.model), translator.output, params, encode(request), task)
+    source = encode(request)
+    z = _translate(Static(translator.model), translator.output, params, source, task)
+    if options.strength != 1.0:
+        z = source + options.strength * (z - source)
     return EditResult(decode(request, z), 1.0)
 
 

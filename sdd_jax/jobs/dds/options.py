@@ -69,6 +69,11 @@ class Contrastive(Descent):
     contrast: float = 3.0
     patches: int = 256
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patches < 1:
+            raise ValueError(f"patches={self.patches}: compare at least one")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Posterior(Descent):
@@ -92,9 +97,17 @@ class Posterior(Descent):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translation:
-    """task: a translator's, for all images; "" reads each image's target as one, unless the translator has only one."""
+    """task: a translator's, for all images; "" reads each image's target as one, unless the translator has only one.
+
+    strength: the share s of its edit that is made, z + s (g(z) - z) of latents.
+    """
 
     task: str = ""
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 2:
+            raise ValueError(f"strength={self.strength} of an edit: give 0 (none) to 1 (all of it), at most 2")
 
 
 def shared(options: Descent) -> Descent:

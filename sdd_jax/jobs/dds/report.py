@@ -52,10 +52,15 @@ _log = logging.getLogger("sdd_jax")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TranslationOptions:
-    """samples: held-out portraits of all tasks together. world: whose instruments measure."""
+    """samples: held-out portraits of all tasks together. world: whose instruments measure.
+
+    strengths: shares of the edit that are measured, too, as `metric@share`. timed: whether editors are timed beside it.
+    """
 
     samples: int = 64
     world: str = "portraits"
+    strengths: tuple[float, ...] = (0.25, 0.5, 0.75)
+    timed: bool = False
 
 
 def report(workdir: Path, flags: ReportFlags) -> str:
@@ -74,11 +79,13 @@ def evaluate(
     seed: int = 0,
     world: str = "portraits",
     editors: Mapping[str, Mapping[str, Any]] = SDEDIT,
+    strengths: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Evaluates a run; returns and writes {workdir, step, samples, seed, rows, seconds}.
 
     samples: held-out portraits of all tasks together. world: whose instruments measure. editors: methods of the same
-    teacher, with their options, that are timed beside the translator.
+    teacher, with their options, that are timed beside the translator. strengths: shares of the edit, a row of all tasks
+    each.
     """
     instruments = read_instruments(world_directory(world))
     job, params, step = open_run(workdir)
@@ -97,6 +104,12 @@ def evaluate(
     rows = {name: measure(outputs[name], part) for name, part in pairs.items()}
     everything = joined(list(pairs.values()))
     rows["all tasks"] = measure(np.concatenate([outputs[name] for name in pairs]), everything)
+    for share in strengths:
+        weaker = [
+            run_edits("translate", model, frozen, part, (name,), seed, {"strength": share})
+            for name, part in pairs.items()
+        ]
+        rows[strength_row(share)] = measure(np.concatenate(weaker), everything)
     rows["source"] = measure(everything.image, everything)
     rows["answer, autoencoder"] = measure(
         autoencoded(model, frozen["vae"], everything.counterfactual, BATCH), everything
@@ -116,7 +129,8 @@ def evaluate(
         for label, images in ((": source", part.image), ("", outputs[name]), (": answer", part.counterfactual))
     }
     write_grid(directory / "grid.png", list(shown.values()), list(shown))
-    found = {"workdir": str(workdir), "step": step, "samples": samples, "seed": seed, "rows": rows, "seconds": seconds}
+    found = {"workdir": str(workdir), "step": step, "samples": samples, "seed": seed, "tasks": list(pairs)}
+    found |= {"rows": rows, "seconds": seconds}
     known = {row: {name: value if np.isfinite(value) else None for name, value in rows[row].items()} for row in rows}
     (directory / "metrics.json").write_text(json.dumps({**found, "rows": known}, indent=2) + "\n")
     return found
@@ -125,20 +139,29 @@ def evaluate(
 def translation(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> dict[str, float]:
     """A table's evaluation: the metrics over all tasks, success by task, and times of one image in this process.
 
-    `seconds` is the translator's, `seconds_M` an editor M's in 50 steps, `speedup` SDEdit's over the translator's;
-    `speedup_latents` is the same without the autoencoder's passes, where the clock sees a difference.
+    `seconds` is the translator's; where editors are timed, `seconds_M` is an editor M's in 50 steps, `speedup` SDEdit's
+    over the translator's, and `speedup_latents` the same without the autoencoder's passes, where the clock sees a
+    difference. `metric@s` is of a share s of the edit.
     """
     assert workdir is not None
     asked = validate(options, TranslationOptions, "options")
-    found = evaluate(workdir, asked.samples, seed, asked.world, EDITORS)
-    every = found["rows"]["all tasks"]
-    names = [name for name in found["rows"] if name not in ("all tasks", "source", "answer, autoencoder")]
-    by_task = {f"success_{name}": found["rows"][name]["success"] for name in names}
+    found = evaluate(workdir, asked.samples, seed, asked.world, EDITORS if asked.timed else {}, asked.strengths)
+    rows, every = found["rows"], found["rows"]["all tasks"]
+    by_task = {f"success_{name}": rows[name]["success"] for name in found["tasks"]}
+    along = {1.0: every, **{share: rows[strength_row(share)] for share in asked.strengths}} if asked.strengths else {}
+    curve = {f"{name}@{share:g}": value for share, row in along.items() for name, value in row.items()}
     own = found["seconds"].pop("translator")
     times = {f"seconds_{name}": seconds for name, seconds in found["seconds"].items()}
+    if not asked.timed:
+        return finite({**every, **by_task, **curve, "seconds": own})
     slow, coding = times["seconds_sdedit"], times["seconds_autoencoder"]
     gains = {"speedup": slow / own, "speedup_latents": (slow - coding) / (own - coding) if own > coding else np.nan}
-    return finite({**every, **by_task, "seconds": own, **times, **gains})
+    return finite({**every, **by_task, **curve, "seconds": own, **times, **gains})
+
+
+def strength_row(share: float) -> str:
+    """The name of the row of a share of the edit."""
+    return f"{share:g} of the edit"
 
 
 def run_edits(
@@ -202,9 +225,20 @@ def variance_within(values: np.ndarray, groups: Sequence[str]) -> float:
     return float(np.mean([np.var(values[names == name], axis=0) for name in dict.fromkeys(groups)]))
 
 
+MAY_LACK = ("psnr_outside", "diversity", "speedup_latents")
+
+
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that are numbers.
 
-    None is psnr_outside where every picture changes everywhere, and the diversity of one picture an edit.
+    None is psnr_outside where every picture changes everywhere, the diversity of one picture an edit, and a speedup
+    that the clock does not see.
+
+    Raises:
+        ValueError: another one is not a number: pictures are not.
     """
-    return {name: value for name, value in metrics.items() if np.isfinite(value)}
+    lacking = [name for name, value in metrics.items() if not np.isfinite(value)]
+    broken = [name for name in lacking if name.partition("@")[0] not in MAY_LACK]
+    if broken:
+        raise ValueError(f"{', '.join(broken)} are not finite: an edit diverged; lower its step or guidance")
+    return {name: value for name, value in metrics.items() if name not in lacking}

@@ -101,11 +101,18 @@ class EditResult(NamedTuple):
 
 
 def edit(method: str, request: EditRequest) -> EditResult:
-    """Edits with the method of that name; ValueError for an unknown one, or for options that it does not take."""
+    """Edits with the method of that name.
+
+    Raises:
+        ValueError: an unknown one, options that it does not take, or pictures that are not finite.
+    """
     if method not in METHODS:
         raise ValueError(f"--method={method!r} is no editing method; use one of {', '.join(METHODS)}")
     module, function = METHODS[method].split(":")
-    return getattr(importlib.import_module(module), function)(request)
+    result: EditResult = getattr(importlib.import_module(module), function)(request)
+    if not np.isfinite(result.image).all():
+        raise ValueError(f"--method={method} diverged, its pictures are not finite: lower its step or guidance")
+    return result
 
 
 def frozen_of(model: ModelBundle, params: Params) -> Frozen:
