@@ -7,7 +7,7 @@
 | --- | --- | --- |
 | white_hair | white hair or fur; also what no variant means | two CPU cores |
 | angry | an angry face | two CPU cores |
-| side_view | the head turned to the left: little L2, no identity loss | two CPU cores |
+| side_view | the head turned to the left: little L2 | two CPU cores |
 | random | timesteps from the whole grid, as in plain SDS | as the edit |
 | argmax | the best timestep alone | as the edit |
 | clip | CLIP guidance of the same manipulator (StyleCLIP), the paper's baseline | as the edit |
@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {"source": "portraits", "path": "", "split": "train", "count": 6_000, "size": 64, "prompt": PROMPTS[edit]}
     )
-    config.timesteps = ml_collections.ConfigDict({"path": "", "given": (), "rule": "threshold:0", "weights": "uniform"})
+    config.timesteps = ml_collections.ConfigDict({"path": "", "given": (), "rule": "", "weights": "uniform"})
     config.search = ml_collections.ConfigDict(
         {
             "jacobian": False,

@@ -11,7 +11,7 @@
 | --- | --- | --- |
 | white_hair | white hair or fur, the world's generator; also what no variant means | two CPU cores |
 | angry | an angry face | two CPU cores |
-| side_view | the head turned to the left: little L2, all levels, no identity loss | two CPU cores |
+| side_view | the head turned to the left: little L2; with faces all levels, no identity loss | two CPU cores |
 | random | timesteps from the whole grid, as in plain SDS | as the edit |
 | argmax | the best timestep alone | as the edit |
 | clip | CLIP guidance of the same mapper (StyleCLIP), the paper's baseline | as the edit |

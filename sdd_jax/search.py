@@ -87,8 +87,14 @@ def _search(argv: Sequence[str]) -> None:
     bundle, params = load(flags.model, flags.revision, jnp.dtype(flags.dtype))
     source = _source(flags, flags.size or bundle.sample_size * bundle.downsampling)
     began = time.monotonic()
-    search, maps = run_search(bundle, frozen_of(bundle, params), source, flags.prompt, options, flags.rule, flags.batch)
+    frozen = frozen_of(bundle, params)
+    search, maps = run_search(bundle, frozen, source, flags.prompt, options, "all", flags.batch)
     _log.info("%.0f s, %d F per image", time.monotonic() - began, options.evaluations * len(search.t))
+    write_search(flags.out / "hqs.json", search)  # before a rule that may find nothing
+    try:
+        search = search.with_rule(flags.rule, options.seed)
+    except ValueError as error:
+        raise ValueError(f"{error}; the scores are in {flags.out / 'hqs.json'}, all timesteps selected") from None
     write_search(flags.out / "hqs.json", search)
     plot_search(flags.out / "hqs.png", search, maps)
     scores = ", ".join(f"{t}: {score:.3f}" for t, score in zip(search.t, search.hqs, strict=True))

@@ -123,7 +123,7 @@ def drawn(job):
 
 def test_timesteps_come_from_a_file_a_rule_or_the_config(build, tmp_path, caplog):
     path = write_scores(tmp_path / "hqs.json", "another prompt")
-    selected = drawn(build("white_hair", f"timesteps.path={path}", "timesteps.rule="))
+    selected = drawn(build("white_hair", f"timesteps.path={path}"))
     assert selected == {300: 1.0}
     ruled = build("white_hair", f"timesteps.path={path}", "timesteps.rule=top:2", "timesteps.weights=hqs")
     assert drawn(ruled) == pytest.approx({300: 1.75 / 3, 500: 1.25 / 3}, rel=1e-6)
@@ -265,7 +265,7 @@ def test_the_cost_row_times_editors_beside_the_pass(finished, monkeypatch):
         return pairs.image, 100.0, 4.0 if method == "sdedit" else 0.5
 
     monkeypatch.setattr(sdd_tables, "edited", edited)
-    monkeypatch.setattr(sdd_tables, "manipulated", lambda run, pairs: (pairs.image, 1.0))
+    monkeypatch.setattr(sdd_tables, "manipulated", lambda run, pairs: (pairs.image, 1.0, {}))
     monkeypatch.setattr(sdd_tables, "training_cost", lambda job, steps: TrainingCost(steps, step=10.0, search=10.0))
     found = sdd_tables.cost(finished, 0, {})
     assert asked == [("sdedit", {"steps": 50, "strength": 1.0}, 1), ("ddib", {"steps": 50}, 1)]

@@ -60,6 +60,26 @@ def test_the_command_writes_scores_and_a_picture(tiny_world, tmp_path, capsys):
     assert read_search(out / "hqs.json").selected == tuple(content["selected"])
 
 
+def test_every_flag_reaches_the_scores(tiny_world, tmp_path, monkeypatch):
+    """Each off its default; a rule that finds nothing keeps what was searched."""
+    scores = (0.1, 0.2)
+    found = Search(prompt="p", model="", options={}, t=(300, 700), H=scores, N=scores, hqs=scores, stderr=scores, selected=(300, 700), rule="all")  # fmt: skip  # noqa: E501
+    given = []
+    monkeypatch.setattr(search, "run_search", lambda *asked: given.append(asked[4:]) or (found, None))
+    flags = [
+        "--form=sds", "--space=latent", "--absolute", "--weighted", "--standardize", "--temperature=2", "--draws=3",
+        "--seed=4", "--images=6", "--first=300", "--last=700", "--stride=400", "--guidance=5", "--batch=2",
+    ]  # fmt: skip
+    command = [f"--model={tiny_world}", "--prompt=a cat", f"--out={tmp_path}", *flags, "--rule=threshold:0.5"]
+    assert search.main(command) == 2
+    options = HQSOptions(
+        jacobian=False, pixels=False, absolute=True, weighted=True, standardize=True, temperature=2.0, draws=3, seed=4,
+        images=6, first=300, last=700, stride=400, guidance=5.0,
+    )  # fmt: skip
+    assert given == [(options, "all", 2)]
+    assert read_search(tmp_path / "hqs.json").selected == (300, 700)
+
+
 def test_the_command_reads_every_source(tiny_world, tmp_path, array_cache, monkeypatch, capsys):
     """The records that the search is handed, of a folder and of shards; what is wrong is one line."""
     given = []

@@ -25,7 +25,7 @@ PROMPTS = {
     "smiling": "a photo of a smiling {species}",
     "snowing": "a photo of a {species}, snowing",
 }
-STRATEGIES = {"random": "all", "small xi": "threshold:0", "large xi": "top:3", "argmax": "argmax"}
+STRATEGIES = {"random": "all", "small xi": "", "large xi": "top:3", "argmax": "argmax"}
 TIMESTEPS = {
     "white hair": (100, 250, 400, 500, 600, 750, 900),
     "angry": (100, 250, 400, 600, 750, 900),
@@ -126,6 +126,12 @@ def editor_row(name: str, edit: str, minutes: float = 3.0, *, seeds: Sequence[in
     )
 
 
+def sdedit_row(edit: str) -> Row:
+    """SDEdit along its strength."""
+    strengths = [0.2, 0.4, 0.5, 0.6, 0.7, 0.8]
+    return editor_row("SDEdit", edit, 7.0, method="sdedit", strengths=strengths, samples=128)
+
+
 def framing_rows(edit: str, world: Path = PORTRAITS) -> tuple[Row, ...]:
     """The source, which edits nothing and keeps everything, and what perfect edits of latents and codes would reach."""
 
@@ -190,6 +196,30 @@ def significant(n: int) -> float:
     return least
 
 
+def leads_its_parts(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
+    """The metric's rank correlation with the score is above those with N, with H and with t."""
+
+    def decide(measured: Measured) -> Verdict:
+        rho, *others = _correlations(measured, metric, scores, rows)
+        return Verdict(rho > max(others), f"rank correlation {rho:.3f}; {_PARTS.format(*others)}")
+
+    return Check((scores, *rows.values()), decide)
+
+
+_PARTS = "with N alone {:.3f}, with H alone {:.3f}, with t, and so with sigma_t^2, {:.3f}"
+
+
+def _correlations(measured: Measured, metric: str, scores: str, rows: Mapping[int, str]) -> tuple[float, ...]:
+    """Of the rows' metric with HQS, N and H of their timesteps, and with t; Unmeasured where nothing is to rank."""
+    means = [read(measured, row, metric).mean for row in rows.values()]
+    scored, n, h = ([read(measured, scores, f"{name}@{t}").mean for t in rows] for name in ("hqs", "N", "H"))
+    if len(set(means)) < 2:
+        raise Unmeasured(f"{metric} is {means[0]:g} in every row: nothing to rank")
+    if len(set(scored)) < 2:
+        raise Unmeasured(f"{scores} is {scored[0]:g} at every timestep: nothing to rank by")
+    return tuple(rank_correlation(means, by) for by in (scored, n, h, list(rows)))
+
+
 def follows(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
     """The rows' metric ranks as `hqs@t` of their timesteps does: a correlation that chance has once in twenty.
 
@@ -199,15 +229,10 @@ def follows(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
     least = significant(len(rows))
 
     def decide(measured: Measured) -> Verdict:
+        rho, *others = _correlations(measured, metric, scores, rows)
         values = [read(measured, row, metric) for row in rows.values()]
-        scored, n, h = ([read(measured, scores, f"{name}@{t}").mean for t in rows] for name in ("hqs", "N", "H"))
-        if len({value.mean for value in values}) < 2:
-            raise Unmeasured(f"{metric} is {values[0].mean:g} in every row: nothing to rank")
-        if len(set(scored)) < 2:
-            raise Unmeasured(f"{scores} is {scored[0]:g} at every timestep: nothing to rank by")
-        means = [value.mean for value in values]
-        rho, *others = (rank_correlation(means, by) for by in (scored, n, h, list(rows)))
-        beside = "with N alone {:.3f}, with H alone {:.3f}, with t, and so with sigma_t^2, {:.3f}".format(*others)
+        scored = [read(measured, scores, f"hqs@{t}").mean for t in rows]
+        means, beside = [value.mean for value in values], _PARTS.format(*others)
         tied = sum(means.count(mean) > 1 for mean in means)
         ties = f"; {tied} of {len(rows)} tie in {metric}, the asked is without ties" if tied else ""
         shown = ", ".join(f"t={t}: {metric} {v} at HQS {s:.2f}" for t, v, s in zip(rows, values, scored, strict=True))

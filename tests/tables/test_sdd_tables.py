@@ -12,7 +12,7 @@ from sdd_jax.data.cache import renderer_hash
 from sdd_jax.data.prompts import PORTRAIT_FIELDS, check_template, edit_of
 from sdd_jax.jobs.sdd import tables as sdd_tables
 from sdd_jax.jobs.sdd.data import EditData
-from sdd_jax.jobs.sdd.hqs import Search, rank_correlation
+from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, Search, rank_correlation
 from sdd_jax.jobs.sdd.style_codes import StyleData
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.selection import parse_rule
@@ -99,7 +99,7 @@ def test_prompts_rules_and_timesteps_are_possible():
     assert len(set(edits)) == len(edits)
     for prompt in PROMPTS.values():
         check_template(prompt, PORTRAIT_FIELDS)
-    assert all(parse_rule(rule) for rule in STRATEGIES.values())
+    assert all(parse_rule(rule or DEFAULT_RULE) for rule in STRATEGIES.values())
     grid = set(HQSOptions(**SEARCH).times().tolist())
     assert all(set(times) <= grid for times in TIMESTEPS.values())
     for edit, variant in EDITS.items():
@@ -180,7 +180,7 @@ def test_the_central_claim_is_a_rank_correlation(successes, rho, holds):
     if holds is not None:
         assert f"rank correlation {rho:.3f} over 7 timesteps, asked 0.714" in verdict.evidence
     assert judge(sdd.FIG4.claims[0], single(np.linspace(0, 1, 7), np.ones(7))).holds is None
-    nearer = single(np.linspace(12, 20, 7), np.arange(7), metric="psnr")
+    nearer = single(np.linspace(0.1, 0.7, 7), np.arange(7), metric="clip_directional")
     assert judge(sdd.FIG4.claims[1], nearer).holds and judge(sdd.FIG4.claims[0], nearer).holds is None
 
 
@@ -214,15 +214,29 @@ def test_the_central_claim_is_asked_of_every_prompt_and_reading():
     ranked = [claim.check.rows for claim in sdd.FIG4.claims if len(claim.check.rows) > 1]
     for edit, names in sdd.SINGLE.items():
         for scores in (f"HQS, {edit}", f"HQS, {edit}, as trainings search"):
-            assert ranked.count((scores, *names.values())) == 2, "success, and nearness to the answer"
+            primary = scores.endswith(sdd.PRIMARY)
+            assert ranked.count((scores, *names.values())) == 2 + primary, "success, and CLIP's direction"
+
+
+def test_a_score_leads_its_parts_or_does_not():
+    claim = next(one for one in sdd.FIG4.claims if one.text.startswith("white hair: success follows the score more"))
+    name = sdd_rows.scores_name("white hair", sdd.PRIMARY)
+    successes = [0.0, 0.1, 0.3, 0.9, 0.8, 0.5, 0.2]
+    verdict = judge(claim, single(successes, successes, name))
+    assert not verdict.holds and "with N alone 1.000" in verdict.evidence, "N ranks as the score does"
+    scores = [-0.9, -0.5, 0.1, 0.4, 0.3, 0.2, -0.6]
+    assert judge(claim, single(successes, scores, name)).holds, "its square does not"
 
 
 def test_a_turn_that_clip_makes_too_is_no_claim():
-    measured = {"SDD, side view": {"success": stat(0.9), "psnr": stat(20.0)}}
+    measured = {"SDD, side view": {"success": stat(0.9)}, "CLIP guidance, white hair": {"success": stat(0.8)}}
     for success, holds in ((0.1, True), (0.4, False)):
-        measured["CLIP guidance, side view"] = {"success": stat(success), "psnr": stat(15.0)}
+        measured["CLIP guidance, side view"] = {"success": stat(success)}
         assert judge(sdd.FIG7.claims[0], measured).holds is holds
-    measured["CLIP guidance, side view"] = {"success": stat(0.1, 1), "psnr": stat(15.0, 1)}
+    measured["CLIP guidance, side view"] = {"success": stat(0.1)}
+    for broken in ({"SDD, side view": {"success": stat(0.3)}}, {"CLIP guidance, white hair": {"success": stat(0.1)}}):
+        assert judge(sdd.FIG7.claims[0], {**measured, **broken}).holds is False, "one of the two does not work at all"
+    measured["CLIP guidance, side view"] = {"success": stat(0.1, 1)}
     verdict = judge(sdd.FIG7.claims[0], measured)
     assert verdict == (None, "CLIP guidance, side view has one seed so far: nothing says what a seed does")
 

@@ -21,8 +21,14 @@ from sdd_jax.types import Frozen, ModelBundle, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoOptions:
-    """A manipulator has none."""
+class Manipulation:
+    """strength: the share of the edit that is made."""
+
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 2:
+            raise ValueError(f"strength={self.strength} of an edit: give 0 (none) to 1 (all of it), at most 2")
 
 
 def manipulate(request: EditRequest) -> EditResult:
@@ -31,11 +37,11 @@ def manipulate(request: EditRequest) -> EditResult:
     Raises:
         ValueError: a model that is no such run, or a generator without an encoder of images.
     """
-    validate(request.options, NoOptions, "--option")
+    options = validate(request.options, Manipulation, "--option")
     if "manipulator" not in request.frozen:
         raise ValueError("manipulate edits with a run of sdd or clip_guidance: name it as --workdir")
     described = request.model.configs["manipulator"]
-    image = described["edit"](request.frozen["manipulator"], request.frozen, request.image)
+    image = described["edit"](request.frozen["manipulator"], request.frozen, request.image, options.strength)
     return EditResult(np.asarray(image), described["evaluations"])
 
 

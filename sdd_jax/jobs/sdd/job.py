@@ -46,7 +46,7 @@ PREVIEW = 8
 _log = logging.getLogger("sdd_jax")
 
 Array = jax.Array | np.ndarray
-Editor = Callable[[Params, Frozen, Array], jax.Array]
+Editor = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,9 +142,16 @@ def clip_guidance(config: ConfigDict) -> Job:
 
 
 def make_editor(manipulator: Manipulator) -> Editor:
-    """Returns edit(params, frozen, image f32[b,H,W,3]) -> edited f32[b,H,W,3] in [-1, 1]; one pass, one program."""
+    """Returns edit(params, frozen, image f32[b,H,W,3], strength=1) -> edited f32[b,H,W,3] in [-1, 1], in one pass.
+
+    strength: the share s of the edit that is made, code + s (code' - code); one program for all.
+    """
     edit = _batch_editor(manipulator)
-    return lambda params, frozen, image: edit(params, frozen, {"image": jnp.asarray(image)})
+
+    def editor(params: Params, frozen: Frozen, image: Array, strength: float = 1.0) -> jax.Array:
+        return edit(params, frozen, {"image": jnp.asarray(image)}, strength)
+
+    return editor
 
 
 def make_viewer(manipulator: Manipulator) -> Callable[[Frozen, Mapping[str, Array]], jax.Array]:
@@ -154,11 +161,13 @@ def make_viewer(manipulator: Manipulator) -> Callable[[Frozen, Mapping[str, Arra
     )
 
 
-def _batch_editor(manipulator: Manipulator) -> Callable[[Params, Frozen, Mapping[str, Array]], jax.Array]:
+def _batch_editor(manipulator: Manipulator) -> Callable[..., jax.Array]:
     @jax.jit
-    def edit(params: Params, frozen: Frozen, batch: dict[str, jax.Array]) -> jax.Array:
+    def edit(params: Params, frozen: Frozen, batch: dict[str, jax.Array], strength: float = 1.0) -> jax.Array:
         code = manipulator.source(frozen, batch, None)
-        return _shown(manipulator.image(frozen, manipulator.apply(params, frozen, code)), batch)
+        changed = manipulator.apply(params, frozen, code)
+        changed = jax.tree.map(lambda before, after: before + strength * (after - before), code, changed)
+        return _shown(manipulator.image(frozen, changed), batch)
 
     return edit
 

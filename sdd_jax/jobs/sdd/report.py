@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,11 +96,19 @@ def open_manipulator(workdir: Path) -> Run:
     return Run(job, params, step, edit_of(job.config.data.prompt), name)
 
 
-def manipulated(run: Run, pairs: EditPairs) -> tuple[np.ndarray, float]:
-    """(edits f32[n,64,64,3] of the pairs' images, seconds for one image)."""
+def manipulated(
+    run: Run, pairs: EditPairs, strengths: Sequence[float] = ()
+) -> tuple[np.ndarray, float, dict[float, np.ndarray]]:
+    """(edits f32[n,64,64,3] of the pairs' images, seconds for one image, edits by the share of them that is made)."""
     one_pass = make_editor(run.manipulator)
-    images = in_parts(lambda chosen: one_pass(run.params, run.job.frozen, pairs.image[chosen]), len(pairs.image))
-    return images, measure_seconds(lambda: one_pass(run.params, run.job.frozen, pairs.image[:1]))
+
+    def at(strength: float) -> np.ndarray:
+        return in_parts(
+            lambda chosen: one_pass(run.params, run.job.frozen, pairs.image[chosen], strength), len(pairs.image)
+        )
+
+    seconds = measure_seconds(lambda: one_pass(run.params, run.job.frozen, pairs.image[:1], 1.0))
+    return at(1.0), seconds, {strength: at(strength) for strength in strengths}
 
 
 def edited(
@@ -156,7 +164,7 @@ def report(workdir: Path, flags: ReportFlags) -> str:
     if isinstance(run.manipulator, StyleManipulator):
         view = make_viewer(run.manipulator)
         images["generated"] = in_parts(lambda chosen: view(frozen, {"image": pairs.image[chosen]}), len(pairs.image))
-    images[run.name], seconds[run.name] = manipulated(run, pairs)
+    images[run.name], seconds[run.name], _ = manipulated(run, pairs)
     for steps in flags.steps or STEPS:
         options = {"steps": steps, **({"guidance": flags.guidance[0]} if flags.guidance else {})}
         for title, method in EDITORS.items():

@@ -67,11 +67,13 @@ _log = logging.getLogger("sdd_jax")
 class ManipulatorOptions:
     """samples: held-out portraits. world: the directory whose instruments measure, or "portraits".
 
+    strengths: shares of the edit that are measured, too, as `metric@share`; with 1 the plain metrics are among them.
     search: fields of `HQSOptions` by which `mean_hqs` is read, in place of the run's own.
     """
 
     samples: int = 128
     world: str = "portraits"
+    strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.25)
     search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -111,18 +113,21 @@ class ScoreOptions:
 
 
 def manipulator(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics:
-    """A trained manipulator on held-out portraits; draws its pictures of before, after and the exact answer."""
+    """A trained manipulator on the seed-th held-out portraits; draws before, after and the exact answer."""
     assert workdir is not None
     asked = validate(options, ManipulatorOptions, "options")
     run = open_manipulator(workdir)
-    pairs = edit_pairs([run.edit], asked.samples)
-    images, seconds = manipulated(run, pairs)
+    pairs = edit_pairs([run.edit], asked.samples, seed)
+    images, seconds, weaker = manipulated(run, pairs, asked.strengths)
     shown = {"before": pairs.image, "after": images, "exact answer": pairs.counterfactual}
     grid = workdir / "evaluation" / "before_after.png"
     write_grid(grid, [rows[:SHOWN] for rows in shown.values()], list(shown))
     _log.info("before, after, exact answer: %s", grid)
+    along = {1.0: images, **weaker} if weaker else {}
+    curve = {share: _finite(_measured(asked.world, pairs, edits)) for share, edits in along.items()}
     found = {
         **_measured(asked.world, pairs, images),
+        **{f"{name}@{share:g}": value for share, metrics in curve.items() for name, value in metrics.items()},
         **_timesteps(run, asked.search),
         "evaluations": run.evaluations,
         "seconds": seconds,
@@ -136,7 +141,7 @@ def cost(workdir: Path | None, seed: int, options: Mapping[str, Any]) -> Metrics
     asked = validate(options, CostOptions, "options")
     run = open_manipulator(workdir)
     pairs = edit_pairs([run.edit], 1)
-    _, one_pass = manipulated(run, pairs)
+    _, one_pass, _ = manipulated(run, pairs)
     trained = training_cost(run.job, run.step)
     found = {"evaluations": run.evaluations, "seconds": one_pass}
     found |= {"training": trained.seconds, "step": trained.step, "search": trained.search}
