@@ -156,6 +156,14 @@ def test_a_mistake_is_named_before_weights_are_read(monkeypatch, overrides, mess
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+def test_a_searchs_timesteps_are_trained_on(tiny_world, tmp_path):
+    path = tmp_path / "hqs.json"
+    path.write_text('{"selected": [500, 300]}')
+    overrides = [*SMALL, f"model={tiny_world}", f"objective.timesteps={path}"]
+    job = jobs.build(load_config(str(CONFIG), overrides, defaults_of(EngineConfig)))
+    assert job.objective.timesteps == (300, 500)
+
+
 def test_no_tasks():
     with pytest.raises(ValueError, match="config.tasks is empty"):
         check_tasks({}, TranslationData())

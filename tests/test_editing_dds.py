@@ -174,12 +174,26 @@ def test_the_other_options_reach_the_descent():
         assert np.abs(edit("dds", request(**SHORT, **change)).image - plain).max() > 1e-4, change
 
 
+def test_a_clipped_gradient_has_the_size_that_was_asked():
+    """One step of size 1; the picture is its latents."""
+    moved = edit("dds", request(iterations=1, step=1.0, clip=0.01)).image - IMAGE
+    np.testing.assert_allclose(np.sqrt(np.mean(moved**2, axis=(1, 2, 3))), 0.01, rtol=1e-3)
+
+
+def test_a_symmetric_edit_returns_the_target():
+    """Its source moves the other way, up; what comes back moves as the plain edit does, down."""
+    plain, symmetric = (edit("dds", request(**SHORT, symmetric=on)).image.mean() for on in (False, True))
+    assert plain < IMAGE.mean() - 1e-3 and symmetric < IMAGE.mean() - 1e-3
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
         ("dds", {"steps": 5}, "--option.steps is not a field of Delta; fields: iterations, step"),
         ("dds", {"iterations": 0}, "give at least one iteration"),
         ("dds", {"optimizer": "lamb"}, "optimizer='lamb' is not known; use sgd, adam"),
+        ("cds", {"patches": 0}, "patches=0: compare at least one"),
+        ("translate", {"strength": 3.0}, "strength=3.0 of an edit: give 0"),
         ("sds", {"clip": 0.0}, "clip=0.0 would stop every gradient"),
         ("sds", {"t_max": 1000}, "give some of 1..999"),
         ("pds", {"stride": 30}, "stride=30 leaves the lowest timestep 20 no neighbour"),

@@ -249,6 +249,8 @@ def test_a_manipulators_row_measures_and_draws(finished, tiny_world, monkeypatch
     assert {*EDITED, "clip_score", "clip_directional", "seconds"} <= {*found, "psnr_outside"}
     assert (found["evaluations"], found["timesteps"], found["mean_t"]) == (1, 2, 600)
     assert found["mean_hqs"] == pytest.approx(0.35), "of timesteps 500 and 700"
+    assert {f"psnr@{share}" for share in ("0.25", "0.5", "0.75", "1", "1.25")} <= set(found)
+    assert found["psnr@1"] == found["psnr"]
     assert seen == [(4, EditData(prompt="a photo of a {species} with white {coat}", count=4).facts, 9.0)]
     pairs = edit_pairs(["hair=white"], 2)
     np.testing.assert_array_equal(drawn["before"], pairs.image)

@@ -108,6 +108,44 @@ def test_the_gradient_is_the_score_and_the_identity(batch, subtract):
         np.testing.assert_allclose(grads["task"][k], want, rtol=1e-3, atol=1e-6)
 
 
+def score_of(objective, frozen, batch):
+    """(g, z, zhat, eps, t, alpha, sigma) of latents that are not the source's, at w = 3, in float64."""
+    rng = np.random.default_rng(1)
+    z, eps = (jnp.asarray(rng.normal(size=SHAPE), jnp.float32) for _ in range(2))
+    t = jnp.asarray([100, 300, 600, 900])
+    level = Schedule(jnp.asarray(ACP)).at(t)
+    g = objective.score(frozen, batch, z, batch["image"], eps, t, level, jnp.float32(3.0))
+    alpha, sigma = (np.sqrt(x.astype(np.float64))[:, None, None, None] for x in (ACP[t], 1 - ACP[t]))
+    return g, *(np.asarray(x, np.float64) for x in (z, batch["image"], eps)), alpha, sigma
+
+
+def test_a_teacher_of_v_is_read_as_eps(batch):
+    """v = A z_t + c, eps_hat = alpha v + sigma z_t."""
+    g, z, zhat, _, alpha, sigma = score_of(method(model=make_model(prediction="v")), FROZEN, batch)
+    want = (alpha * A + sigma) * alpha * (z - zhat) + 3.0 * alpha * (0.07 - 0.05)
+    np.testing.assert_allclose(g, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("subtract", [True, False])
+def test_pooled_states_are_each_branchs_own_and_the_empty_prompts(batch, subtract):
+    """SDXL: eps_hat reads the mean of the pooled state: the target's, the source's, without text the null one's."""
+
+    def denoise(params, z, t, context, *, added_cond):
+        assert added_cond["time_ids"].shape == (len(z), 6)
+        return linear(params, z, t, context) + added_cond["text_embeds"].mean(1)[:, None, None, None]
+
+    model = make_model(denoise, sample_size=4, downsampling=1)
+    pooled = {"pooled": jnp.full((4, 2), 0.4), "source_pooled": jnp.full((4, 2), 0.1)}
+    frozen = {**FROZEN, "null_pooled": jnp.full((1, 2), -0.3)}
+    objective = method(model=model, subtract_source=subtract)
+    g, z, zhat, eps, alpha, sigma = score_of(objective, frozen, {**batch, **pooled})
+    if subtract:
+        want = A * alpha * (z - zhat) + 3.0 * (0.07 + 0.4 - 0.05 - 0.1)
+    else:
+        want = A * (alpha * z + sigma * eps) - 2.0 * -0.3 + 3.0 * (0.07 + 0.4) - eps
+    np.testing.assert_allclose(g, want, rtol=1e-4, atol=1e-5)
+
+
 def test_equal_captions_and_an_identity_translator_have_no_gradient(batch):
     """A residual translator that answers 0 on a task whose caption is the source's: loss and gradient exactly 0."""
     objective = method(output="residual")
