@@ -119,10 +119,12 @@ def test_codes_come_from_a_file(build, tmp_path):
     codes = torch.randn(3, *SHAPE)
     torch.save(codes, tmp_path / "codes.pt")
     overrides = [f"data.path={tmp_path / 'codes.pt'}", "identity.kind=none", "objective.identity_weight=0.0"]
+    overrides += ["manipulator.delta_scale=1.5"]
     job = build("sd15,debug", *overrides)
     batch = next(job.stream(0))
     assert {row.tobytes() for row in batch["codes"]} <= {row.numpy().tobytes() for row in codes}
     assert job.objective.manipulator.mapper.levels == ("medium", "fine") and job.fingerprint["timesteps"] == [500, 700]
+    assert job.objective.manipulator.delta_scale == 1.5
     torch.save(codes[:, :3], tmp_path / "few.pt")
     with pytest.raises(ValueError, match=r"few.pt: codes of this generator are one tensor \[count, 6, 6\], not \(3, 3"):
         next(build("sd15,debug", *overrides, f"data.path={tmp_path / 'few.pt'}").stream(0))

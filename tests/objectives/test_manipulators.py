@@ -13,7 +13,7 @@ from sdd_jax.models import e4e
 from sdd_jax.models.style_mappers import MapperConfig, apply_mapper
 from sdd_jax.models.stylegan2 import make_generator
 from sdd_jax.objectives.clip_guidance import CLIPGuidance
-from sdd_jax.objectives.manipulators import StyleManipulator, code_distance
+from sdd_jax.objectives.manipulators import LatentManipulator, StyleManipulator, code_distance
 from sdd_jax.objectives.sdd import SDD
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -174,3 +174,11 @@ def test_distance_by_hand():
     a, b = jnp.asarray([[1.0, 3.0]]), jnp.asarray([[0.0, 1.0]])
     assert float(code_distance(a, b)) == pytest.approx(2.5)
     assert float(code_distance([a, 2 * a], [b, 2 * b])) == pytest.approx(2.5 + 10)
+
+
+@pytest.mark.parametrize("reencode", [False, True])
+def test_latents_are_the_code_or_what_the_encoder_makes_of_its_picture(reencode):
+    """The toy's E(D(z)) is z / 2."""
+    z = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+    manipulator = LatentManipulator(model=make_model(), translator=None, reencode=reencode)
+    np.testing.assert_allclose(manipulator.latents({"vae": {}}, z), 0.5 * z if reencode else z, rtol=1e-6)
