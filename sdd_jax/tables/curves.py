@@ -121,7 +121,7 @@ def curve(measured: Measured, row: str, level: str, metric: str) -> list[Point]:
 
 
 def read_at(points: Sequence[Point], level: float, sign: int = 1) -> Point:
-    """The best value (the largest, or with sign -1 the least) on a path at a level; off the path, its nearest point."""
+    """The best value (the largest, or with sign -1 the least) on a path at a level; off it, of its nearest points."""
     met = [point for point in points if point.level.mean == level]
     for a, b in itertools.pairwise(points):
         if (a.level.mean - level) * (b.level.mean - level) < 0:
@@ -130,5 +130,6 @@ def read_at(points: Sequence[Point], level: float, sign: int = 1) -> Point:
             spread, runs = max(a.value.spread, b.value.spread), min(a.value.runs, b.value.runs)
             met.append(Point(Stat(level, 0.0, runs), Stat(value, spread, runs)))
     if not met:
-        return min(points, key=lambda point: abs(point.level.mean - level))
+        nearest = min(abs(point.level.mean - level) for point in points)
+        met = [point for point in points if abs(point.level.mean - level) == nearest]
     return max(met, key=lambda point: sign * point.value.mean)

@@ -40,6 +40,12 @@ def test_a_path_that_turns_back_counts_at_its_best():
     assert read_at(points, 0.4).value.spread == 0.1 and read_at(points, 0.9).level.mean == 0.8, "or its nearest point"
 
 
+def test_points_of_one_level_count_at_their_best():
+    """An editor that always succeeds is read where it keeps most, not at its first setting."""
+    points = curve(measured(a=[(1, 1.0, 24.0), (2, 1.0, 26.0), (3, 1.0, 25.0)]), "a", "success", "psnr")
+    assert read_at(points, 0.9).value.mean == 26.0 and read_at(points, 0.9, sign=-1).value.mean == 24.0
+
+
 def test_a_row_that_is_one_point_is_read_as_it_is():
     found = measured(a=[(None, 0.5, 26.0)], b=[(1, 0.0, 40.0), (2, 1.0, 10.0)])
     verdict = decide(found, "a", "b")
