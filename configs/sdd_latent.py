@@ -46,7 +46,7 @@ STABLE_DIFFUSION = {
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 1024),
 }
 L2 = 0.6
-"""On the world: at 1 white hair succeeds for 60% of portraits, at .55 for 94%, at .3 for 99% and costs the picture."""
+"""On the world; docs/sdd.md has what 1, .55 and .3 trade."""
 LOOSER = 0.3
 """What is left of the L2 weight on the world, of either guidance, where the edit is a turn of the head."""
 VARIANTS = ("white_hair", "angry", "side_view", "random", "argmax", "clip", "sd15", "sd21", "sdxl", "debug")

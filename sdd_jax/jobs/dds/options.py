@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from sdd_jax.jobs.editing.options import OnePass
 from sdd_jax.jobs.sdd.timesteps import read_timesteps
 from sdd_jax.sampling.score_editing import FIRST, ITERATIONS, LAST, OPTIMIZERS, STEP, timesteps
 from sdd_jax.types import ModelBundle
@@ -96,18 +97,10 @@ class Posterior(Descent):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Translation:
-    """task: a translator's, for all images; "" reads each image's target as one, unless the translator has only one.
-
-    strength: the share s of its edit that is made, z + s (g(z) - z) of latents.
-    """
+class Translation(OnePass):
+    """task: a translator's, for all images; "" reads each image's target as one, unless the translator has only one."""
 
     task: str = ""
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 2:
-            raise ValueError(f"strength={self.strength} of an edit: give 0 (none) to 1 (all of it), at most 2")
 
 
 def shared(options: Descent) -> Descent:

@@ -150,6 +150,17 @@ class PromptControlled(Guided):
         return control, blend
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnePass:
+    """strength: the share s of a trained network's edit that is made, code + s (code' - code)."""
+
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 2:
+            raise ValueError(f"strength={self.strength} of an edit: give 0 (none) to 1 (all of it), at most 2")
+
+
 def check_shares(options: object, *names: str) -> None:
     """ValueError for a field that is a share and is not in 0 .. 1."""
     for name in names:

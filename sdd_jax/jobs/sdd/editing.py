@@ -12,6 +12,7 @@ import numpy as np
 
 from sdd_jax.config import validate
 from sdd_jax.jobs.editing.methods import EditRequest, EditResult
+from sdd_jax.jobs.editing.options import OnePass
 from sdd_jax.jobs.sdd.job import make_editor
 from sdd_jax.objectives.clip_guidance import CLIPGuidance
 from sdd_jax.objectives.manipulators import LatentManipulator, Manipulator, StyleManipulator
@@ -20,24 +21,13 @@ from sdd_jax.train import Job
 from sdd_jax.types import Frozen, ModelBundle, Params
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manipulation:
-    """strength: the share of the edit that is made."""
-
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 2:
-            raise ValueError(f"strength={self.strength} of an edit: give 0 (none) to 1 (all of it), at most 2")
-
-
 def manipulate(request: EditRequest) -> EditResult:
     """One pass of the run's manipulator.
 
     Raises:
         ValueError: a model that is no such run, or a generator without an encoder of images.
     """
-    options = validate(request.options, Manipulation, "--option")
+    options = validate(request.options, OnePass, "--option")
     if "manipulator" not in request.frozen:
         raise ValueError("manipulate edits with a run of sdd or clip_guidance: name it as --workdir")
     described = request.model.configs["manipulator"]
