@@ -24,8 +24,8 @@ from sdd_jax.sampling.attention_control import MasaCtrl, PlugAndPlay
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MasaCtrlInversion(Inversion):
-    """begin: the share of the steps before control acts (4 of 50). layers: regular expression, None: the decoder's half
-    of higher resolution."""
+    """begin: the share of the steps before control acts (4 of 50). layers: regular expression, None: of the decoder's
+    blocks that attend, the half of higher resolution."""
 
     begin: float = 0.08
     layers: str | None = None
@@ -37,8 +37,9 @@ class MasaCtrlInversion(Inversion):
 
     def control(self, request: EditRequest) -> MasaCtrl:
         """The control of a request's pairs."""
-        blocks = len(request.model.configs["unet"]["up_block_types"])
-        layers = rf"up_blocks_[{blocks // 2}-{blocks - 1}]/" if self.layers is None else self.layers
+        blocks = [i for i, kind in enumerate(request.model.configs["unet"]["up_block_types"]) if "Attn" in kind]
+        half = "|".join(str(i) for i in blocks[len(blocks) // 2 :])
+        layers = rf"up_blocks_({half})/" if self.layers is None else self.layers
         _check_layers(request, "layers", layers, "attn1")
         return MasaCtrl(pairs=len(request.image), start_step=int(self.begin * self.steps + 1e-9), layers=layers)
 
