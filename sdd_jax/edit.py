@@ -30,7 +30,7 @@ from sdd_jax.data.edit_pairs import EDITS, parse_edit
 from sdd_jax.images import make_grid, to_uint8, write_grid
 from sdd_jax.jobs.editing.methods import METHODS, WITH_FRAMES, side_unit
 from sdd_jax.jobs.editing.models import open_model
-from sdd_jax.jobs.editing.options import parse_options
+from sdd_jax.jobs.editing.options import check_options, options_of, parse_options
 from sdd_jax.jobs.editing.pictures import answer_files, edit_pictures, find_pictures, is_grid
 from sdd_jax.jobs.editing.report import Editor, report_pairs
 from sdd_jax.types import ModelBundle
@@ -47,10 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _edit(argv: Sequence[str]) -> None:
     flags = _parser().parse_args(argv)
     methods = flags.method.split(",")
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"--method={method} is no editing method; use {', '.join(METHODS)}")
     options = parse_options(flags.option)
+    for method in methods:
+        check_options(method, options_of(method, methods, options))
     if flags.batch < 1:
         raise ValueError(f"--batch={flags.batch}: edit at least one picture at once")
     if flags.benchmark:
@@ -63,6 +62,7 @@ def _edit(argv: Sequence[str]) -> None:
     pictures = find_pictures(flags.image)
     source, target = (_prompts(name, getattr(flags, name), len(pictures)) for name in ("source", "target"))
     files = answer_files(flags.out, pictures)
+    options = options_of(flags.method, methods, options)
     if flags.frames is not None:
         options = _with_frames(flags, options)
     model, frozen = open_model(flags)

@@ -12,8 +12,8 @@ from sdd_jax.data.edit_pairs import edit_pairs
 from sdd_jax.evals.editing import CEILING
 from sdd_jax.jobs.editing import methods as editing
 from sdd_jax.jobs.editing.methods import EditResult
+from sdd_jax.jobs.editing.options import options_of, takes
 from sdd_jax.jobs.editing.pictures import read_image
-from sdd_jax.jobs.editing.report import Editor
 from sdd_jax.jobs.icd import edit_measures
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -41,14 +41,29 @@ def test_a_batch_of_pictures_of_another_size(tiny_world, pictures, tmp_path, cap
     assert "masactrl: 10 evaluations an image" in capsys.readouterr().out
 
 
-def copy(request):
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """No options."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """evaluations: of a request; frames: of the way."""
+
+    evaluations: int = 1
+    frames: int = 0
+
+
+@takes(Nothing)
+def copy(request, options):
     """A method that changes nothing."""
     return EditResult(request.image, 1.0)
 
 
-def invert(request):
+@takes(Told)
+def invert(request, options):
     """A method that changes everything, as often as it is told."""
-    return EditResult(-request.image, float(request.options["evaluations"]) / len(request.image))
+    return EditResult(-request.image, options.evaluations / len(request.image))
 
 
 def test_methods_on_portraits(tiny_world, tmp_path, capsys, monkeypatch):
@@ -68,7 +83,8 @@ def test_methods_on_portraits(tiny_world, tmp_path, capsys, monkeypatch):
     assert "| invert |" in capsys.readouterr().out and (tmp_path / "editing.png").is_file()
 
 
-def remember(request):
+@takes(Told)
+def remember(request, options):
     """A method that counts what it made once for all requests of the same pictures."""
     request.kept["made"] = request.kept.get("made", 0) + 1
     return EditResult(request.image, float(request.kept["made"]))
@@ -98,12 +114,12 @@ def test_methods_are_measured_for_tables(tiny_world, tiny_model, monkeypatch):
 POINTS = {"0.2": {"evaluations": 36}, "0.4": {"evaluations": 12}}
 
 
-def test_options_belong_to_methods(tiny_model):
+def test_options_belong_to_methods():
     options = {"p2p.cross": 0.2, "steps": 4}
-    editor = Editor(model=tiny_model[0], frozen={}, methods=("p2p", "ddib"), options=options)
-    assert editor.options_of("p2p") == {"cross": 0.2, "steps": 4} and editor.options_of("ddib") == {"steps": 4}
+    assert options_of("p2p", ("p2p", "ddib"), options) == {"cross": 0.2, "steps": 4}
+    assert options_of("ddib", ("p2p", "ddib"), options) == {"steps": 4}
     with pytest.raises(ValueError, match="--option p2p.cross: 'p2p' is not among the methods ddib"):
-        dataclasses.replace(editor, methods=("ddib",)).options_of("ddib")
+        options_of("ddib", ("ddib",), options)
 
 
 def test_frames_are_a_strip_or_a_gif(tmp_path):
@@ -125,7 +141,8 @@ def test_options_are_numbers_or_words():
 SEEN = []
 
 
-def note(request):
+@takes(Told)
+def note(request, options):
     """A method that turns pictures into their negatives, in two frames."""
     SEEN.append((request.image.shape, request.target, request.seed, dict(request.options)))
     return EditResult(-request.image, 1.0, np.stack([request.image, -request.image]))
@@ -214,5 +231,9 @@ def test_mistakes(one_line, tiny_world, pictures, tmp_path):
     for arguments, message in cases:
         assert message in one_line(edit, *arguments, *where), message
     assert not (tmp_path / "out.png").exists()
+    line = one_line(
+        edit, "--method=p2p,npi", "--benchmark=portraits", "--option=npi.rounds=0", "--model=/no/model", where[1]
+    )
+    assert "rounds=0" in line, "options of all methods are read before a model is"
     line = one_line(edit, "--method=p2p", *picture, f"--workdir={tmp_path}", where[1])
     assert "holds no run" in line

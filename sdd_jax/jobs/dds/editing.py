@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import ImageOps
 
-from sdd_jax.config import validate
 from sdd_jax.data.decode import read_picture
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.score import EpsFn, eps_of
@@ -43,6 +42,7 @@ from sdd_jax.jobs.editing.methods import (
     texts,
     usual_guidance,
 )
+from sdd_jax.jobs.editing.options import takes
 from sdd_jax.models.features import with_outputs
 from sdd_jax.models.translator import Translator, load_translator
 from sdd_jax.sampling import score_editing
@@ -53,37 +53,37 @@ SELF_ATTENTION = r"up_blocks_.*/attn1"
 _log = logging.getLogger("sdd_jax")
 
 
-def sds(request: EditRequest) -> EditResult:
+@takes(Descent)
+def sds(request: EditRequest, options: Descent) -> EditResult:
     """Score distillation of the target prompt alone; the source prompt is not read."""
-    options = validate(request.options, Descent, "--option")
     return _edit(request, "sds", options, 1)
 
 
-def dds(request: EditRequest) -> EditResult:
+@takes(Delta)
+def dds(request: EditRequest, options: Delta) -> EditResult:
     """Delta denoising score."""
-    options = validate(request.options, Delta, "--option")
     return _edit(request, "dds", options, 2)
 
 
-def cds(request: EditRequest) -> EditResult:
+@takes(Contrastive)
+def cds(request: EditRequest, options: Contrastive) -> EditResult:
     """Contrastive denoising score."""
-    options = validate(request.options, Contrastive, "--option")
     return _edit(request, "cds" if options.contrast else "dds", options, 2, 2 if options.contrast else 0)
 
 
-def pds(request: EditRequest) -> EditResult:
+@takes(Posterior)
+def pds(request: EditRequest, options: Posterior) -> EditResult:
     """Posterior distillation."""
-    options = validate(request.options, Posterior, "--option")
     return _edit(request, "pds", options, 2)
 
 
-def translate(request: EditRequest) -> EditResult:
+@takes(Translation)
+def translate(request: EditRequest, options: Translation) -> EditResult:
     """One pass of a trained translator.
 
     Raises:
         ValueError: a target, or an option `task`, that is the name of no task.
     """
-    options = validate(request.options, Translation, "--option")
     if "translator" in request.frozen:
         params, described = request.frozen["translator"], request.model.configs["translator"]
         translator, tasks = Translator(model=request.model, output=described["output"]), tuple(described["tasks"])

@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from sdd_jax.jobs.editing.inversion import follow_pairs
 from sdd_jax.jobs.editing.methods import EditRequest, EditResult
-from sdd_jax.jobs.editing.options import Inversion, check_shares, options_of
+from sdd_jax.jobs.editing.options import Inversion, check_shares, takes
 from sdd_jax.sampling.attention_control import MasaCtrl, PlugAndPlay
 
 
@@ -77,15 +77,15 @@ class PlugAndPlayInversion(Inversion):
         )
 
 
-def masactrl(request: EditRequest) -> EditResult:
+@takes(MasaCtrlInversion)
+def masactrl(request: EditRequest, options: MasaCtrlInversion) -> EditResult:
     """The target's self-attention reads the source's keys and values."""
-    options = options_of(request, MasaCtrlInversion)
     return follow_pairs(request, options, options.control(request))
 
 
-def pnp(request: EditRequest) -> EditResult:
+@takes(PlugAndPlayInversion)
+def pnp(request: EditRequest, options: PlugAndPlayInversion) -> EditResult:
     """The target takes over the source's self-attention maps and features."""
-    options = options_of(request, PlugAndPlayInversion)
     return follow_pairs(request, options, options.control(request))
 
 

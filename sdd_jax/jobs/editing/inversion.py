@@ -42,7 +42,7 @@ from sdd_jax.jobs.editing.methods import (
     texts,
     unguided,
 )
-from sdd_jax.jobs.editing.options import Inversion, PromptControlled, Stepped, options_of, program_of
+from sdd_jax.jobs.editing.options import Inversion, PromptControlled, Stepped, program_of, takes
 from sdd_jax.sampling import baselines
 from sdd_jax.sampling.attention_control import LocalBlend, PromptToPrompt
 from sdd_jax.sampling.editing import (
@@ -92,15 +92,15 @@ class NullText(PromptToPromptInversion):
             raise ValueError(f"inner_steps={self.inner_steps} must not be negative")
 
 
-def ddib(request: EditRequest) -> EditResult:
+@takes(Inversion)
+def ddib(request: EditRequest, options: Inversion) -> EditResult:
     """DDIM inversion under the source prompt, DDIM under the target's."""
-    options = options_of(request, Inversion)
     return _follow(request, options, options.rounds)
 
 
-def renoise(request: EditRequest) -> EditResult:
+@takes(ReNoise)
+def renoise(request: EditRequest, options: ReNoise) -> EditResult:
     """Fixed-point inversion under the source prompt, DDIM under the target's."""
-    options = options_of(request, ReNoise)
     return _follow(request, options, options.rounds)
 
 
@@ -133,15 +133,15 @@ def _invert_and_follow(
     return DDIMRoute(times, schedule, model.prediction).decode(down, z)
 
 
-def p2p(request: EditRequest) -> EditResult:
+@takes(PromptToPromptInversion)
+def p2p(request: EditRequest, options: PromptToPromptInversion) -> EditResult:
     """Prompt-to-prompt on DDIM inversion."""
-    options = options_of(request, PromptToPromptInversion)
     return follow_pairs(request, options, *options.controls(request, options.steps))
 
 
-def npi(request: EditRequest) -> EditResult:
+@takes(PromptToPromptInversion)
+def npi(request: EditRequest, options: PromptToPromptInversion) -> EditResult:
     """Negative-prompt inversion: prompt-to-prompt with the source prompt as the unconditional one."""
-    options = options_of(request, PromptToPromptInversion)
     _needs_two_passes(request, "npi")
     return follow_pairs(request, options, *options.controls(request, options.steps), negative=True)
 
@@ -192,9 +192,10 @@ def _invert_and_decode_pairs(
     )[1]
 
 
-def nti(request: EditRequest) -> EditResult:
+@takes(NullText)
+def nti(request: EditRequest, options: NullText) -> EditResult:
     """Null-text inversion with prompt-to-prompt; `request.kept` keeps its empty prompts, which no control changes."""
-    options, model = options_of(request, NullText), request.model
+    model = request.model
     _needs_two_passes(request, "nti")
     controls, w = options.controls(request, options.steps), options.scale(request)
     inverted = NullText(steps=options.steps, rounds=options.rounds, inner_steps=options.inner_steps)

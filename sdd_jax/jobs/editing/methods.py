@@ -106,13 +106,18 @@ def edit(method: str, request: EditRequest) -> EditResult:
     Raises:
         ValueError: an unknown one, options that it does not take, or pictures that are not finite.
     """
-    if method not in METHODS:
-        raise ValueError(f"--method={method!r} is no editing method; use one of {', '.join(METHODS)}")
-    module, function = METHODS[method].split(":")
-    result: EditResult = getattr(importlib.import_module(module), function)(request)
+    result: EditResult = method_of(method)(request)
     if not np.isfinite(result.image).all():
         raise ValueError(f"--method={method} diverged, its pictures are not finite: lower its step or guidance")
     return result
+
+
+def method_of(name: str) -> Any:
+    """The `jobs.editing.options.Method` of that name; ValueError for an unknown one."""
+    if name not in METHODS:
+        raise ValueError(f"--method={name} is no editing method; use {', '.join(METHODS)}")
+    module, function = METHODS[name].split(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def frozen_of(model: ModelBundle, params: Params) -> Frozen:

@@ -32,7 +32,7 @@ from sdd_jax.jobs.editing.methods import (
     texts,
     unguided,
 )
-from sdd_jax.jobs.editing.options import PromptControlled, Stepped, options_of, program_of
+from sdd_jax.jobs.editing.options import PromptControlled, Stepped, program_of, takes
 from sdd_jax.sampling.attention_control import PromptToPrompt
 from sdd_jax.sampling.baselines import sdedit as follow_sdedit
 from sdd_jax.sampling.editing import constant_guidance, prompted
@@ -94,9 +94,10 @@ class InfEdit(PromptControlled, Stepped):
     self_: float = 0.6
 
 
-def sdedit(request: EditRequest) -> EditResult:
+@takes(SDEdit)
+def sdedit(request: EditRequest, options: SDEdit) -> EditResult:
     """Noises the image part of the way and denoises it under the target prompt."""
-    options, model = options_of(request, SDEdit), request.model
+    model = request.model
     w = jnp.float32(options.scale(request))
     z = _sdedit(
         Static(model), program_of(options), request.frozen, encode(request), texts(request, request.target), w,
@@ -115,9 +116,10 @@ def _sdedit(
     return follow_sdedit(network, x0, noise, times, Schedule(model.alphas_cumprod), model.prediction, options.strength)
 
 
-def edit_friendly(request: EditRequest) -> EditResult:
+@takes(EditFriendly)
+def edit_friendly(request: EditRequest, options: EditFriendly) -> EditResult:
     """Extracts the sampler's noise maps under the source prompt and follows them under the target's."""
-    options, model = options_of(request, EditFriendly), request.model
+    model = request.model
     source_w, w = options.source_scale(request), jnp.float32(options.scale(request, 15.0))
     is_off = source_w == 1.0
     z = _edit_friendly(
@@ -151,9 +153,10 @@ def _edit_friendly(
     return edit_friendly_decode(down, edit_friendly_maps(up, x0, rng, *along), *along, options.skipped)
 
 
-def infedit(request: EditRequest) -> EditResult:
+@takes(InfEdit)
+def infedit(request: EditRequest, options: InfEdit) -> EditResult:
     """Corrects the image, step by step, by the difference of target's and source's predictions."""
-    options, model = options_of(request, InfEdit), request.model
+    model = request.model
     (control, blend), w = options.controls(request, options.steps), jnp.float32(options.scale(request))
     if blend is not None:
         raise ValueError("--option blend_source: infedit has no blend; leave it out, or use p2p")

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import jax
 
 from sdd_jax.config import validate
-from sdd_jax.jobs.editing.methods import EditRequest, scale_of, usual_guidance
+from sdd_jax.jobs.editing.methods import EditRequest, EditResult, method_of, scale_of, usual_guidance
 from sdd_jax.sampling.attention_control import LocalBlend, PromptToPrompt, control_steps
 from sdd_jax.sampling.editing import Guidance, dynamic_guidance
 from sdd_jax.sampling.prompt_alignment import local_blend, prompt_to_prompt
@@ -195,9 +196,45 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def options_of(request: EditRequest, schema: type[T]) -> T:
-    """The request's options as a method's dataclass; ValueError for one that it does not have."""
-    return validate(request.options, schema, "--option")
+class Method(Generic[T]):
+    """An editing method beside the dataclass of its options, `Method(schema)(request)`; made by `takes`."""
+
+    def __init__(self, schema: type[T], function: Callable[[EditRequest, T], EditResult]) -> None:
+        functools.update_wrapper(self, function)
+        self._schema, self._function = schema, function
+
+    def read(self, options: Mapping[str, Any]) -> T:
+        """Options as the method's dataclass; ValueError for one that it does not have, or a value out of range."""
+        return validate(options, self._schema, "--option")
+
+    def __call__(self, request: EditRequest) -> EditResult:
+        return self._function(request, self.read(request.options))
+
+
+def takes(schema: type[T]) -> Callable[[Callable[[EditRequest, T], EditResult]], Method[T]]:
+    """Declares an editing method's options, so that they are looked at before a model is loaded (`check_options`)."""
+    return functools.partial(Method, schema)
+
+
+def options_of(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """One method's of the options given to several: `key` is for all of them, `method.key` for one.
+
+    Raises:
+        ValueError: an option for a method that is none of `methods`.
+    """
+    found = {}
+    for key, value in options.items():
+        owner, dot, name = key.rpartition(".")
+        if dot and owner not in methods:
+            raise ValueError(f"--option {key}: {owner!r} is not among the methods {', '.join(methods)}")
+        if not dot or owner == method:
+            found[name] = value
+    return found
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> None:
+    """ValueError for a name of no method, or for options that it does not take."""
+    method_of(method).read(options)
 
 
 def program_of(options: G) -> G:

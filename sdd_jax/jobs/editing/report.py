@@ -23,6 +23,7 @@ from sdd_jax.evals.editing import COLUMNS, edit_metrics
 from sdd_jax.evals.instruments import autoencoded
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.methods import EditRequest, EditResult, edit
+from sdd_jax.jobs.editing.options import options_of
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.types import Frozen, ModelBundle
 
@@ -50,7 +51,7 @@ class Measurement(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Editor:
-    """Methods on a model. options: of methods, `key` for all of them or `method.key` for one.
+    """Methods on a model. options: see `options_of`.
 
     kept: of each batch, what methods keep for the next run on the same pictures with other options; None: nothing.
     """
@@ -63,20 +64,9 @@ class Editor:
     batch: int = 16
     kept: dict[int, dict[Any, Any]] | None = None
 
-    def options_of(self, method: str) -> dict[str, Any]:
-        """The options of one method; ValueError for those of a method that is not run."""
-        found = {}
-        for key, value in self.options.items():
-            owner, dot, name = key.rpartition(".")
-            if dot and owner not in self.methods:
-                raise ValueError(f"--option {key}: {owner!r} is not among the methods {', '.join(self.methods)}")
-            if not dot or owner == method:
-                found[name] = value
-        return found
-
     def run(self, method: str, image: np.ndarray, source: Sequence[str], target: Sequence[str]) -> Run:
         """Edits all images, in batches of one size."""
-        options = self.options_of(method)
+        options = options_of(method, self.methods, self.options)
 
         def one(start: int) -> EditResult:
             rows = [row % len(image) for row in range(start, start + min(self.batch, len(image)))]

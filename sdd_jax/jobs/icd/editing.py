@@ -28,7 +28,7 @@ from sdd_jax.jobs.editing.methods import (
     stacked,
     texts,
 )
-from sdd_jax.jobs.editing.options import PromptControlled, Scaled, options_of, program_of
+from sdd_jax.jobs.editing.options import PromptControlled, Scaled, program_of, takes
 from sdd_jax.jobs.icd.job import route_of
 from sdd_jax.sampling.attention_control import LocalBlend
 from sdd_jax.sampling.editing import (
@@ -60,12 +60,12 @@ class SwitchedEdit(Scaled):
     tau: float = 0.7
 
 
-def icd(request: EditRequest) -> EditResult:
+@takes(InvertibleEdit)
+def icd(request: EditRequest, options: InvertibleEdit) -> EditResult:
     """iCD's edit: prompt-to-prompt, or the prompt switch for models with two text encoders, as published."""
     if request.model.tokenize_2 is not None:
         return icd_switch(request)
-    jumps = _jumps(request)
-    options, model = options_of(request, InvertibleEdit), request.model
+    jumps, model = _jumps(request), request.model
     w = jnp.float32(options.scale(request, 20.0))
     z = _controlled(
         Static(model), program_of(options), request.frozen, encode(request), texts(request, request.source),
@@ -74,10 +74,10 @@ def icd(request: EditRequest) -> EditResult:
     return EditResult(decode(request, z), 3 * jumps)
 
 
-def icd_switch(request: EditRequest) -> EditResult:
+@takes(SwitchedEdit)
+def icd_switch(request: EditRequest, options: SwitchedEdit) -> EditResult:
     """iCD's edit without attention control: the source prompt first, then the target's."""
-    jumps = _jumps(request)
-    options, model = options_of(request, SwitchedEdit), request.model
+    jumps, model = _jumps(request), request.model
     w = jnp.float32(options.scale(request, 8.0))
     z = _switched(
         Static(model), options.tau, request.frozen, encode(request), texts(request, request.source),

@@ -31,9 +31,9 @@ from sdd_jax.jobs.ccd.conditional import (
     make_sampler,
 )
 from sdd_jax.jobs.ccd.runs import open_runs
-from sdd_jax.jobs.editing.methods import METHODS, EditRequest, Static, edit, guided_unet, passes, trained_scale
+from sdd_jax.jobs.editing.methods import EditRequest, Static, edit, guided_unet, passes, trained_scale
 from sdd_jax.jobs.editing.models import open_model
-from sdd_jax.jobs.editing.options import parse_options
+from sdd_jax.jobs.editing.options import check_options, parse_options
 from sdd_jax.jobs.icd.job import generate
 from sdd_jax.jobs.protocols.conditions import read_condition, read_square, record_of, trained_condition
 from sdd_jax.jobs.protocols.exported import NETWORKS, exported_hash, open_exported, open_exported_network
@@ -66,8 +66,8 @@ def make_maker(flags: argparse.Namespace) -> Maker:
         return _conditional(flags, record)
     if flags.solver:
         raise ValueError(f"--solver={flags.solver} is of runs of {', '.join(NETWORKS)}: all others take DDIM's steps")
-    if flags.method and flags.method not in METHODS:
-        raise ValueError(f"--method={flags.method} is no editing method; use {', '.join(METHODS)}")
+    if flags.method:
+        check_options(flags.method, parse_options(flags.option))
     model, frozen = open_exported(flags, record) if flags.exported else open_model(flags)
     return (_generator if flags.protocol == "generation" else _editor)(flags, model, frozen, _side(flags, model))
 

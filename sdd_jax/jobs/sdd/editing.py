@@ -10,9 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from sdd_jax.config import validate
 from sdd_jax.jobs.editing.methods import EditRequest, EditResult
-from sdd_jax.jobs.editing.options import OnePass
+from sdd_jax.jobs.editing.options import OnePass, takes
 from sdd_jax.jobs.sdd.job import make_editor
 from sdd_jax.objectives.clip_guidance import CLIPGuidance
 from sdd_jax.objectives.manipulators import LatentManipulator, Manipulator, StyleManipulator
@@ -21,13 +20,13 @@ from sdd_jax.train import Job
 from sdd_jax.types import Frozen, ModelBundle, Params
 
 
-def manipulate(request: EditRequest) -> EditResult:
+@takes(OnePass)
+def manipulate(request: EditRequest, options: OnePass) -> EditResult:
     """One pass of the run's manipulator.
 
     Raises:
         ValueError: a model that is no such run, or a generator without an encoder of images.
     """
-    options = validate(request.options, OnePass, "--option")
     if "manipulator" not in request.frozen:
         raise ValueError("manipulate edits with a run of sdd or clip_guidance: name it as --workdir")
     described = request.model.configs["manipulator"]
