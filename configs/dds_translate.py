@@ -7,7 +7,7 @@
 | variant | what | hardware |
 | --- | --- | --- |
 | (none) | cat -> dog, lion, bear, squirrel on the embedded teacher, 64 px renders | two CPU cores |
-| attributes | white fur, angry, glasses and night in place of the species, on any portrait | two CPU cores |
+| attributes | white fur, angry, glasses and night in place of the species, on any portrait, 1000 steps | two CPU cores |
 | sampled | trained on the teacher's own samples, drawn first and kept (the paper) | two CPU cores |
 | sds | SDS in place of DDS (ablation) | |
 | nowarmup | full guidance from the first step (ablation) | |
@@ -16,8 +16,8 @@
 | sd15, sd21, sdxl | cats to other animals with Stable Diffusion, on 5000 of its own samples | accelerators |
 | debug | any of them, shrunk to seconds | |
 
-By count a training is 7F x 8 x 500 = 28 000 F (SDS 5F): one took about nine minutes of one core's time, two of them for
-compiling the step and for 2000 renders' latents, which later ones find in the cache. A guidance of 3 is where the
+By count a training is 7F x 8 x 500 = 28 000 F (SDS 5F): one took about eight minutes of one core's time, the first one two
+more for compiling the step and for 2000 renders' latents, which later ones find in the cache. A guidance of 3 is where the
 embedded teacher is best; Stable Diffusion has 7.5.
 
 Variants combine with commas: `configs/dds_translate.py:sd15,sds`. A folder of pictures in place of samples:
@@ -102,6 +102,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     if "attributes" in names:
         config.tasks = _attributes()
+        config.steps = 1000
         config.data.only = ""
     if "sampled" in names:
         config.data.update(source="teacher", count=512)
