@@ -16,9 +16,9 @@
 | sd15, sd21, sdxl | cats to other animals with Stable Diffusion, on 5000 of its own samples | accelerators |
 | debug | any of them, shrunk to seconds | |
 
-By count a training is 7F x 8 x 500 = 28 000 F (SDS 5F): one took about eight minutes of one core's time, the first two
-more for compiling the step and for 2000 renders' latents, which later ones find in the cache. A guidance of 3 is where
-the embedded teacher is best; Stable Diffusion has 7.5.
+By count a training is 7F x 8 x 500 = 28 000 F (SDS 5F): one took about eight minutes of one core's time with 2000
+renders' latents in the cache, where the first puts them; `attributes` fourteen. A guidance of 3 is where the embedded
+teacher is best; Stable Diffusion has 7.5.
 
 Variants combine with commas: `configs/dds_translate.py:sd15,sds`. A folder of pictures in place of samples:
 `--config.data.source=folder --config.data.path=DIR --config.data.size=512`. Timesteps that a search selected:

@@ -274,7 +274,8 @@ TABLE2 = Table(
     note="The paper has CLIP / LPIPS .225 / .104 for DDS, .221 / .310 PnP, .219 / .322 InstructPix2Pix, .251 / .572 "
     "DiffusionCLIP. Its LPIPS is a distance to the source; here the exact answer is known, and the distance is to it. "
     "A translator's curve is along the share of its edit of the latents that is made, .25 to 1. Its optimiser and "
-    "steps were chosen on cats that are among those measured; its rivals have their published settings. "
+    "steps were chosen on cats that are among those measured, the attributes' steps by their seed 0; its rivals have "
+    "their published settings. "
     "Curves are shown at 100 iterations, strength .7 and .8 of the features. By count a pass is 1F, the "
     "autoencoder's two about 2F, and 50 guided steps 100F: 34 times one pass with the autoencoder, 100 on latents.",
 )  # fmt: skip
