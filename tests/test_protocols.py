@@ -178,6 +178,11 @@ def refused(capsys, message, *arguments):
     assert message in err and err.count("\n") == 1, err
 
 
+def test_options_of_a_method_are_read_before_a_model_is(tmp_path, capsys):
+    refused(capsys, "rounds=0: an inversion step", "--protocol=editing", "--method=ddib", "--option=rounds=0",
+            "--model=/no/model", "--benchmark=portraits", f"--out={tmp_path / 'out'}")  # fmt: skip
+
+
 def test_mistakes_are_one_line_before_anything_is_made(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(protocols, "make_maker", lambda flags: Maker("x", {}, lambda *a: pytest.fail("made")))
     base = ["--model=portraits", f"--out={tmp_path / 'out'}"]
