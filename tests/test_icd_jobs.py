@@ -252,8 +252,8 @@ def test_edit_takes_both_models_from_a_run(runs, opened, tmp_path, monkeypatch):
     for name in ("forward", "reverse"):
         merged = lora.merge(frozen["teacher"]["unet"], params[name], job.objective.lora)
         jax.tree.map(np.testing.assert_array_equal, frozen[name], merged)
-    assert edit.main([*arguments, f"--out={tmp_path / 'out.png'}", "--option", "x=1", f"--workdir={runs[0]}"]) == 0
-    assert asked[1].model.configs["unet"]["time_cond_proj_dim"] == 512 and asked[1].options == {"x": 1}
+    assert edit.main([*arguments, f"--out={tmp_path / 'out.png'}", "--option", "tau=0.6", f"--workdir={runs[0]}"]) == 0
+    assert asked[1].model.configs["unet"]["time_cond_proj_dim"] == 512 and asked[1].options == {"tau": 0.6}
     assert asked[1].frozen["scales"] == frozen["scales"] == TrainedScales((1.0, 2.0, 3.0, 4.0, 6.0))
 
 
