@@ -237,6 +237,16 @@ def test_the_exported_mapper_edits_as_the_run_does(finished, tiny_world, style_w
         open_exported(flags, other)
 
 
+def test_training_starts_from_a_trained_mapper(finished, build, tmp_path):
+    assert export.main([f"--workdir={finished}", f"--out={tmp_path}"]) == 0
+    job = build("debug", f"manipulator.mapper={tmp_path / 'mapper.safetensors'}")
+    manipulator = job.objective.manipulator
+    started = manipulator.init(jax.random.key(0), job.frozen)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), started, open_run(finished)[1])
+    fresh = manipulator.init(jax.random.key(0), {})
+    assert any(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (started, fresh)), strict=True))
+
+
 def test_the_step_on_random_weights_is_lowered(tiny_world, style_world, tmp_path, array_cache):
     """What `python -m sdd_jax.aot --config=configs/sdd_stylegan.py:sd15_random` compiles, at a size that fits here."""
     config = read(
