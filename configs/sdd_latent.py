@@ -46,7 +46,8 @@ STABLE_DIFFUSION = {
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 1024),
 }
 L2 = 0.6
-"""On the world; docs/sdd.md has what larger and smaller weights trade."""
+CLIP_L2 = 0.4
+"""On the world, of SDD and of CLIP guidance; docs/sdd.md has what larger and smaller weights trade."""
 VARIANTS = ("white_hair", "angry", "side_view", "random", "argmax", "clip", "sd15", "sd21", "sdxl", "debug")
 
 
@@ -128,9 +129,10 @@ def _stable_diffusion(config: ml_collections.ConfigDict, model: str, size: int, 
 
 
 def _clip_guidance(config: ml_collections.ConfigDict) -> None:
-    """StyleCLIP's weights. CLIP is the world's, or on Stable Diffusion of a directory: set config.clip.path."""
+    """StyleCLIP's weights, with less L2 on the world. CLIP is the world's, or of a directory: set config.clip.path."""
     on_world = config.model == "portraits"
     config.task = "clip_guidance"
     del config.timesteps, config.search
     config.clip = ml_collections.ConfigDict({"kind": "world" if on_world else "clip", "path": "portraits"})
-    config.objective = ml_collections.ConfigDict({"clip_weight": 1.0, "l2_weight": 0.8, "identity_weight": 0.0})
+    weights = {"clip_weight": 1.0, "l2_weight": CLIP_L2 if on_world else 0.8, "identity_weight": 0.0}
+    config.objective = ml_collections.ConfigDict(weights)
