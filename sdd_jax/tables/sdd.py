@@ -154,8 +154,9 @@ FIG7 = Table(
     name="sdd-fig7",
     title="A turn of the head: diffusion guidance and CLIP guidance",
     paper="SDD, sec. 5.2: 'side view' works with diffusion guidance and not with CLIP's",
-    note="Both guidances have the L2 weight that was chosen for white hair. Not under CLIP's: a success of .2 or less; "
-    "under diffusion's: of .5 or more. That CLIP guidance works at all is asked of white hair: .5 or more.",
+    note="Both guidances have the same share of their L2 weight of white hair: of latents all, of codes a third. Not "
+    "under CLIP's: a success of .2 or less; under diffusion's: of .5 or more. That CLIP guidance works at all is asked "
+    "of white hair: .5 or more.",
     rows=(
         selected_row("side view"),
         manipulator_row("CLIP guidance, white hair", manipulator_training("white hair", "clip")),
