@@ -29,7 +29,7 @@ described in `sdd_jax/jobs/sdd/style.py`; NVIDIA's generators want `config.manip
 
 The world's mapper starts as the identity edit, and its learning rate, CLIP guidance's too, is the one at which a
 constant gradient moves 64-wide codes by about their own deviation in 600 steps (tests/test_sdd_style_rate.py); the
-release's 5e-3, for 4000 steps and 512-wide codes, moves them by .01. No trained generator has confirmed it yet.
+release's 5e-3, for 4000 steps and 512-wide codes, moves them by .01.
 """
 
 import ml_collections
@@ -41,8 +41,9 @@ FACE_PROMPTS = {
     "angry": "an angry face",
     "side_view": "a side view of a face",
 }
-LOOSER = 1 / 3
-"""What is left of the L2 weight on the world, of either guidance, where the edit is a turn of the head."""
+L2 = {"white_hair": 0.3, "angry": 0.3, "side_view": 0.1}
+CLIP_L2 = {"white_hair": 0.4, "angry": 0.4, "side_view": 0.4 / 3}
+"""On the world, of SDD and of CLIP guidance; docs/sdd.md has what those of white hair were chosen by."""
 FACES = ("sd15", "sd15_images", "sd15_random")
 VARIANTS = (*FACE_PROMPTS, "random", "argmax", "clip", "stylespace", *FACES, "debug")
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -70,7 +71,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         }
     )
     config.data.truncation = 1.0
-    config.objective.l2_weight = 0.1 if edit == "side_view" else 0.3
+    config.objective.l2_weight = L2[edit]
     if set(FACES) & set(names):
         _faces(config, edit, names)
     if "random" in names:
@@ -116,15 +117,11 @@ def _random_weights(config: ml_collections.ConfigDict) -> None:
 
 
 def _clip_guidance(config: ml_collections.ConfigDict, edit: str) -> None:
-    """StyleCLIP's weights, on the world as loose for a turn of the head as SDD's.
-
-    CLIP is the world's, or on Stable Diffusion of a directory: set config.clip.path.
-    """
+    """StyleCLIP's weights, with less L2 on the world. CLIP is the world's, or of a directory: set config.clip.path."""
     on_world = config.model == "portraits"
-    looser = LOOSER if on_world and edit == "side_view" else 1.0
     identity = 0.1 if config.objective.identity_weight else 0.0
     config.task = "clip_guidance"
     del config.timesteps, config.search
     config.clip = ml_collections.ConfigDict({"kind": "world" if on_world else "clip", "path": "portraits"})
-    weights = {"clip_weight": 1.0, "l2_weight": 0.8 * looser, "identity_weight": identity}
+    weights = {"clip_weight": 1.0, "l2_weight": CLIP_L2[edit] if on_world else 0.8, "identity_weight": identity}
     config.objective = ml_collections.ConfigDict(weights)
