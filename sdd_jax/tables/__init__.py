@@ -30,7 +30,7 @@ TABLES: dict[str, str] = {
     "dds-table2": "sdd_jax.tables.dds:TABLE2",
     "dds-ablation": "sdd_jax.tables.dds:ABLATION",
     "sdd-fig1": "sdd_jax.tables.sdd:FIG1",
-    "sdd-fig4": "sdd_jax.tables.sdd:FIG4",
+    "sdd-fig4": "sdd_jax.tables.sdd_fig4:FIG4",
     "sdd-fig7": "sdd_jax.tables.sdd:FIG7",
     "sdd-table1": "sdd_jax.tables.sdd:TABLE1",
     "sdd-table2": "sdd_jax.tables.sdd:TABLE2",

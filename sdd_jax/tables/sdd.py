@@ -3,12 +3,8 @@
 Fidelity and success are read against exact counterfactuals, where the paper has FID to the originals and a CLIP score:
 `psnr_outside` (what was not asked for stayed), `psnr` (to the counterfactual), `success` (the classifier reads the
 asked value), `clip_score`. One manipulator is a training of about five minutes on two cores; a training that several
-tables name runs once. Both manipulators are here, the translator of latents and the mapper of StyleGAN codes; rows of
-the mapper need the world's style/ and say so where it is missing. DiffAE is not among the rows.
-
-`sdd-fig4` asks several readings of the score whether they rank timesteps as trainings do. The one that trainings select
-by, `config.search`, was fixed before any training had run: to choose it by these correlations would be to choose the
-answer.
+tables name runs once. Both manipulators are here, the translator of latents and the mapper of StyleGAN codes. DiffAE is
+not among the rows, and Fig. 4 has its own file (`tables/sdd_fig4.py`).
 
 An editor that changes nothing keeps everything: claims about what is kept are decided where both rows succeed equally
 often (`tables.curves`). Rows that are planned with several seeds are compared once two are there (`claims.settled`).
@@ -16,30 +12,20 @@ often (`tables.curves`). Rows that are planned with several seeds are compared o
 
 from __future__ import annotations
 
-from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.tables.claims import beyond, every, order, settled
 from sdd_jax.tables.curves import at_equal
 from sdd_jax.tables.sdd_rows import (
     COLUMNS,
-    DEFAULTS,
     EDITS,
     NO_DIFFAE,
-    PROMPTS,
-    READINGS,
     STRATEGIES,
-    TIMESTEPS,
     editor_row,
-    follows,
     framing_rows,
-    leads_its_parts,
     manipulator_row,
     manipulator_training,
     priced,
-    scores_name,
-    scores_row,
     sdedit_row,
     selected_row,
-    single_row,
     strategy_row,
     style_row,
 )
@@ -77,76 +63,6 @@ FIG1 = Table(
     plots=tuple(
         Plot(name=variant, metric="psnr_outside", against="success", rows=(f"SDD, {edit}", f"SDEdit, {edit}"))
         for edit, variant in EDITS.items()
-    ),
-)  # fmt: skip
-
-PRIMARY = "as trainings search"
-SINGLE = {edit: {t: f"{edit}, t = {t}" for t in times} for edit, times in TIMESTEPS.items()}
-SCORED = {
-    "white hair": tuple(READINGS),
-    "angry": (DEFAULTS, "as trainings search"),
-    "side view": (DEFAULTS, "as trainings search"),
-}
-FIG4 = Table(
-    name="sdd-fig4",
-    title="HQS of six prompts, and manipulators trained at a single timestep",
-    paper="SDD, Fig. 4: the higher a timestep's HQS, the better it trains",
-    note=(
-        f"Scores on two disjoint sets of {HQSOptions().images} portraits. 'HQS, PROMPT' is the search command's at "
-        "its defaults: eq. 8 (signed, with the Jacobian, w = 100). 'As trainings search', fixed before any of them "
-        "ran: the released code's gradients (no Jacobian, |d| of pixels, w = 100) times training's weight "
-        "sigma_t^2. One training a timestep; the correlation asked is what chance reaches once in twenty among as "
-        "many without ties: of many such claims some hold by chance, and the first to read is success by the "
-        "trainings' reading. It speaks for the score where N, H and t alone reach less: sigma_t^2 rises with t. "
-        "Success ties where it is 0 or 1; CLIP's direction, 0 for a picture left as it was, does not. Plots are by "
-        "the trainings' reading."
-    ),
-    rows=(
-        *(scores_row(edit) for edit in PROMPTS),
-        *(scores_row(edit, reading) for edit in EDITS for reading in SCORED[edit] if reading != DEFAULTS),
-        *(single_row(edit, t) for edit in EDITS for t in TIMESTEPS[edit]),
-    ),
-    claims=(
-        *(
-            Claim(
-                text=f"{edit}: the higher a timestep's score, {what} ({reading})",
-                check=follows(metric, scores_name(edit, reading), SINGLE[edit]),
-            )
-            for edit in EDITS
-            for reading in SCORED[edit]
-            for metric, what in (
-                ("success", "the more often what is trained at it alone succeeds"),
-                ("clip_directional", "the more what is trained at it alone moves towards what was asked (CLIP)"),
-            )
-        ),
-        *(
-            Claim(
-                text=f"{edit}: success follows the score more than N, H or t alone ({PRIMARY})",
-                check=leads_its_parts("success", scores_name(edit, PRIMARY), SINGLE[edit]),
-            )
-            for edit in EDITS
-        ),
-        *(
-            Claim(
-                text=f"{scores_name(edit, reading)}: two disjoint sets of images rank the timesteps alike (.8)",
-                check=beyond("agreement", scores_name(edit, reading), 0.8, better="higher"),
-            )
-            for edit in PROMPTS
-            for reading in SCORED.get(edit, (DEFAULTS,))
-        ),
-    ),
-    columns=(*COLUMNS, Column(metric="agreement", better="higher")),
-    plots=(
-        Plot(name="scores", metric="hqs", label="timestep", rows=tuple(scores_name(edit) for edit in PROMPTS)),
-        Plot(
-            name="readings", metric="hqs", label="timestep",
-            rows=tuple(scores_name("white hair", reading) for reading in READINGS),
-        ),
-        *(
-            Plot(name=f"{EDITS[edit]}-{metric}", metric=metric, against="mean_hqs", rows=tuple(SINGLE[edit].values()))
-            for edit in EDITS
-            for metric in ("success", "clip_directional")
-        ),
     ),
 )  # fmt: skip
 
@@ -311,4 +227,4 @@ COST = Table(
     ),
 )
 
-FIG1, FIG4, FIG7, TABLE1, TABLE2, TABLE3, COST = map(settled, (FIG1, FIG4, FIG7, TABLE1, TABLE2, TABLE3, COST))
+FIG1, FIG7, TABLE1, TABLE2, TABLE3, COST = map(settled, (FIG1, FIG7, TABLE1, TABLE2, TABLE3, COST))

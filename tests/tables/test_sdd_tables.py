@@ -4,7 +4,6 @@ import importlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sdd_jax.config import defaults_of, load_config, to_plain
@@ -12,21 +11,21 @@ from sdd_jax.data.cache import renderer_hash
 from sdd_jax.data.prompts import PORTRAIT_FIELDS, check_template, edit_of
 from sdd_jax.jobs.sdd import tables as sdd_tables
 from sdd_jax.jobs.sdd.data import EditData
-from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, Search, rank_correlation
+from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, Search
 from sdd_jax.jobs.sdd.style_codes import StyleData
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.objectives.selection import parse_rule
 from sdd_jax.tables import cache as cache_module
-from sdd_jax.tables import dds, edit_grids, sdd, sdd_rows
+from sdd_jax.tables import dds, edit_grids, sdd, sdd_fig4, sdd_rows
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.claims import judge
-from sdd_jax.tables.plots import curve
-from sdd_jax.tables.sdd_rows import EDITS, PINNED, PROMPTS, READINGS, SEARCH, STRATEGIES, TIMESTEPS
+from sdd_jax.tables.sdd_fig4 import FIG4, READINGS, TIMESTEPS
+from sdd_jax.tables.sdd_rows import EDITS, PINNED, PROMPTS, SEARCH, STRATEGIES
 from sdd_jax.tables.types import Stat, Table
 from sdd_jax.train import EngineConfig
 
 ROOT = Path(__file__).parents[2]
-TABLES = [value for value in vars(sdd).values() if isinstance(value, Table)]
+TABLES = [value for module in (sdd, sdd_fig4) for value in vars(module).values() if isinstance(value, Table)]
 
 
 def test_every_table_of_the_paper_is_there():
@@ -74,7 +73,7 @@ def test_another_search_trains_again_only_what_reads_it(tmp_path, monkeypatch):
     def edited(path, overrides, *rest):
         return load(path, [*(f"search.{name}={value}" for name, value in other.items()), *overrides], *rest)
 
-    rows = {row.name: row for table in (sdd.TABLE3, sdd.FIG4) for row in table.rows if row.training}
+    rows = {row.name: row for table in (sdd.TABLE3, FIG4) for row in table.rows if row.training}
     before, after = Cache(tmp_path), Cache(tmp_path)
     kept = {name: before.key(row.training, 0) for name, row in rows.items()}
     monkeypatch.setattr(cache_module, "load_config", edited)
@@ -129,103 +128,8 @@ def test_both_manipulators_search_once():
     )
 
 
-@pytest.mark.parametrize("method", ["SDD", "CLIP guidance"])
-def test_a_world_without_a_generator_says_so(tmp_path, method):
-    row = sdd_rows.style_row(method, "angry", world=tmp_path)
-    assert row.not_run == sdd_rows.NO_STYLE and "configs/pretrain_style.py" in row.not_run and not row.evaluation
-    assert sdd_rows.priced(row) is row
-    assert [bool(frame.not_run) for frame in sdd_rows.framing_rows("angry", tmp_path)] == [False, False, True]
-    (tmp_path / "style").mkdir()
-    (tmp_path / "style" / "model.safetensors").touch()
-    found = sdd_rows.style_row(method, "angry", world=tmp_path)
-    assert found.name == row.name and found.training.config == f"{sdd_rows.STYLE}:angry"
-    assert not any(frame.not_run for frame in sdd_rows.framing_rows("angry", tmp_path))
-
-
 def stat(value, runs=2):
     return Stat(value, 0.0, runs)
-
-
-def single(values, scores, name="HQS, white hair", metric="success"):
-    """Figures of white hair's seven timesteps, each measured once, as they are planned."""
-    names = sdd.SINGLE["white hair"]
-    measured = {row: {metric: stat(s, 1)} for row, s in zip(names.values(), values, strict=True)}
-    measured[name] = {f"hqs@{t}": stat(s, 1) for t, s in zip(names, scores, strict=True)}
-    measured[name] |= {f"N@{t}": stat(s**2, 1) for t, s in zip(names, scores, strict=True)}
-    measured[name] |= {f"H@{t}": stat(t % 400, 1) for t in names}
-    return measured
-
-
-def test_what_chance_reaches_once_in_twenty():
-    """The published one-sided 5% values of Spearman's correlation."""
-    found = [sdd_rows.significant(n) for n in range(4, 10)]
-    assert found == pytest.approx([1.0, 0.9, 0.829, 0.714, 0.643, 0.600], abs=5e-4)
-    with pytest.raises(ValueError, match="3 pairs: chance orders them alike"):
-        sdd_rows.significant(3)
-
-
-@pytest.mark.parametrize(
-    ("successes", "rho", "holds"),
-    [
-        (np.linspace(0, 1, 7), 1, True),
-        (np.linspace(1, 0, 7), -1, False),
-        ([0.0, 0.1, 0.4, 0.3, 0.6, 0.5, 0.2], 4 / 7, False),
-        ([0.2, 0.1, 0.0, 0.3, 0.6, 0.5, 0.4], 5 / 7, True),
-        ([0.5] * 7, None, None),
-    ],
-)
-def test_the_central_claim_is_a_rank_correlation(successes, rho, holds):
-    verdict = judge(sdd.FIG4.claims[0], single(successes, np.arange(7) / 7))
-    assert verdict.holds is holds
-    if holds is not None:
-        assert f"rank correlation {rho:.3f} over 7 timesteps, asked 0.714" in verdict.evidence
-    assert judge(sdd.FIG4.claims[0], single(np.linspace(0, 1, 7), np.ones(7))).holds is None
-    nearer = single(np.linspace(0.1, 0.7, 7), np.arange(7), metric="clip_directional")
-    assert judge(sdd.FIG4.claims[1], nearer).holds and judge(sdd.FIG4.claims[0], nearer).holds is None
-
-
-def test_the_central_claim_says_what_else_ranks_as_well_and_what_ties():
-    """Success follows t to the letter, and so does the score; its square N turns back in the middle."""
-    scores = np.array([-3.0, -2, -1, 0, 1, 2, 3])
-    evidence = judge(sdd.FIG4.claims[0], single(np.linspace(0, 1, 7), scores)).evidence
-    h = rank_correlation([t % 400 for t in sdd.SINGLE["white hair"]], np.arange(7))
-    assert "asked 0.714 (with N alone 0.000, with H alone" in evidence and "tie" not in evidence
-    assert f"with H alone {h:.3f}, with t, and so with sigma_t^2, 1.000): t=100: success 0 at HQS -3.00" in evidence
-    tied = judge(sdd.FIG4.claims[0], single([0.0, 0.0, 0.0, 0.2, 0.4, 1.0, 1.0], scores))
-    assert tied.holds and "; 5 of 7 tie in success, the asked is without ties)" in tied.evidence
-
-
-def test_single_timesteps_are_drawn_against_their_score():
-    plots = [plot for plot in sdd.FIG4.plots if plot.against]
-    assert {plot.rows for plot in plots} == {tuple(names.values()) for names in sdd.SINGLE.values()} and len(plots) == 6
-    measured = {row: {"success": stat(0.5, 1), "mean_hqs": stat(i / 7, 1)} for i, row in enumerate(plots[0].rows)}
-    assert curve(plots[0], measured[plots[0].rows[2]]) == [(2 / 7, stat(0.5, 1))]
-
-
-def test_the_central_claim_is_asked_of_every_prompt_and_reading():
-    eq_8 = "HQS, white hair, eq. 8, w = 7.5"
-    claims = [claim for claim in sdd.FIG4.claims if claim.check.rows[:2] == (eq_8, "white hair, t = 100")]
-    verdict = judge(claims[0], single(np.linspace(0, 1, 7), np.arange(7), eq_8))
-    assert verdict.holds and judge(sdd.FIG4.claims[0], single(np.ones(7), np.ones(7), eq_8)).holds is None
-    rows = {row.name: row for row in sdd.FIG4.rows}
-    assert HQSOptions(**rows[eq_8].options["search"]) == HQSOptions(guidance=7.5)
-    for prompt in PROMPTS:
-        assert HQSOptions(**rows[f"HQS, {prompt}"].options["search"]) == HQSOptions(), "search's defaults"
-    ranked = [claim.check.rows for claim in sdd.FIG4.claims if len(claim.check.rows) > 1]
-    for edit, names in sdd.SINGLE.items():
-        for scores in (f"HQS, {edit}", f"HQS, {edit}, as trainings search"):
-            primary = scores.endswith(sdd.PRIMARY)
-            assert ranked.count((scores, *names.values())) == 2 + primary, "success, and CLIP's direction"
-
-
-def test_a_score_leads_its_parts_or_does_not():
-    claim = next(one for one in sdd.FIG4.claims if one.text.startswith("white hair: success follows the score more"))
-    name = sdd_rows.scores_name("white hair", sdd.PRIMARY)
-    successes = [0.0, 0.1, 0.3, 0.9, 0.8, 0.5, 0.2]
-    verdict = judge(claim, single(successes, successes, name))
-    assert not verdict.holds and "with N alone 1.000" in verdict.evidence, "N ranks as the score does"
-    scores = [-0.9, -0.5, 0.1, 0.4, 0.3, 0.2, -0.6]
-    assert judge(claim, single(successes, scores, name)).holds, "its square does not"
 
 
 def test_a_turn_that_clip_makes_too_is_no_claim():
