@@ -7,66 +7,32 @@ two cores; tables that name the same one share it.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from sdd_jax.tables.claims import beyond, close, every, nearer, order, settled
 from sdd_jax.tables.curves import at_equal, levels_off
-from sdd_jax.tables.paired import in_every_seed
-from sdd_jax.tables.types import Claim, Column, Plot, Row, Table, Training
-
-STUDY = "sdd_jax.jobs.dds.study"
-GRADIENTS = "sdd_jax.jobs.dds.gradients"
-REPORT = "sdd_jax.jobs.dds.report:translation"
-TIMES = (50, 150, 300, 450, 600, 750, 900)
-SCORE: dict[str, Any] = {"iterations": 100, "guidance": 3.0}
-NOISED: dict[str, Any] = {"vary": "strength", "strengths": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}
-SHOWN_STRENGTH = 0.6
-INJECTED: dict[str, Any] = {"vary": "features", "strengths": (0.2, 0.5, 0.8)}
-GUIDANCES = (1.0, 3.0, 5.0, 15.0)
-ANIMALS = ("dog", "lion", "bear", "squirrel")
-CATS: dict[str, Any] = {"tasks": ANIMALS, "only": "cat", "count": 16}
-PORTRAITS: dict[str, Any] = {"tasks": ("white fur", "angry", "wearing glasses", "at night"), "count": 64}
-ZERO_SHOT: dict[str, Any] = {"count": 8}
-EDIT_COLUMNS = (
-    Column(metric="success", better="higher"),
-    Column(metric="psnr", title="PSNR to the answer", better="higher"),
-    Column(metric="psnr_outside", title="PSNR outside the edit", better="higher"),
-    Column(metric="preservation", title="other attributes kept", better="higher"),
-    Column(metric="clip", title="CLIP", better="higher"),
-    Column(metric="clip_distance", title="CLIP distance to the answer", better="lower"),
+from sdd_jax.tables.dds_rows import (
+    ANIMALS,
+    CATS,
+    EDIT_COLUMNS,
+    EDIT_MODEL,
+    INJECTED,
+    NOISED,
+    PORTRAITS,
+    SCORE,
+    SHOWN_STRENGTH,
+    STUDY,
+    ZERO_SHOT,
+    columns_at,
+    curve_row,
+    framing_rows,
+    score_row,
+    translator_row,
 )
+from sdd_jax.tables.paired import in_every_seed
+from sdd_jax.tables.types import Claim, Column, Plot, Row, Table
 
-
-def curve_row(name: str, method: str, minutes: float, seeds: tuple[int, ...] = (0, 1), **options: Any) -> Row:
-    """An editing method along its strength; options: of `study.CurveOptions`."""
-    options = {"method": method, **options}
-    return Row(name=name, sampling_seeds=seeds, evaluation=f"{STUDY}:editing_curve", options=options, minutes=minutes)
-
-
-def score_row(name: str, method: str, minutes: float, settings: dict[str, Any] | None = None, **options: Any) -> Row:
-    """A score method along its iterations."""
-    return curve_row(name, method, minutes, settings={**SCORE, **(settings or {})}, **options)
-
-
-def columns_at(x: str, of: str, *metrics: str) -> tuple[Column, ...]:
-    """Columns of points of a curve."""
-    return tuple(
-        dataclasses.replace(column, metric=f"{column.metric}@{x}", title=f"{column.title or column.metric}, {of}")
-        for column in EDIT_COLUMNS
-        if column.metric in metrics
-    )
-
-
-def framing_rows(pairs: dict[str, Any], of: str = "") -> tuple[Row, Row]:
-    """What no editor should fall below, and what none on latents can exceed."""
-    return (
-        Row(name=f"the source, as it is{of}", sampling_seeds=(0,), evaluation=f"{STUDY}:untouched", options=pairs,
-            minutes=0.5),
-        Row(name=f"exact answer, autoencoded{of}", sampling_seeds=(0,), evaluation=f"{STUDY}:answers", options=pairs,
-            minutes=0.5),
-    )  # fmt: skip
-
+GRADIENTS = "sdd_jax.jobs.dds.gradients"
+TIMES = (50, 150, 300, 450, 600, 750, 900)
+GUIDANCES = (1.0, 3.0, 5.0, 15.0)
 
 FIG2 = Table(
     name="dds-fig2",
@@ -196,21 +162,8 @@ FIG8 = Table(
     "highest t nothing of a picture is left to see: there any gradient of aligned pairs goes to zero, kappa to .004.",
 )  # fmt: skip
 
-TRANSLATOR = Training(config="configs/dds_translate.py", minutes=15.0)
-ATTRIBUTES = dataclasses.replace(TRANSLATOR, config=f"{TRANSLATOR.config}:attributes")
-EDIT_MODEL = Training(config="configs/finetune.py:edit", minutes=22.0)
 REACHED = {"success": 0.9, "preservation": 0.95, "diversity": 0.5}
 """What a translator is asked for: the last is the lower bar of the world's own samples (docs/portraits.md)."""
-
-
-def translator_row(name: str, variant: str = "", samples: int = 256, timed: bool = False, **fields: Any) -> Row:
-    """A trained translator's row."""
-    training = dataclasses.replace(TRANSLATOR, config=f"{TRANSLATOR.config}:{variant}") if variant else TRANSLATOR
-    options = {"samples": samples, **({"timed": True} if timed else {})}
-    fields = {"seeds": (0, 1), "sampling_seeds": (0,), **fields}
-    return Row(name=name, training=training, evaluation=REPORT, options=options, minutes=3.0, **fields)
-
-
 FIFTY = {"SDEdit": "sdedit", "PnP": "pnp"}
 INSTRUCTED: dict[str, dict[str, float]] = {
     "InstructPix2Pix-style": {},

@@ -20,7 +20,8 @@ from sdd_jax.data.edit_pairs import EDITS
 from sdd_jax.images import write_grid
 from sdd_jax.jobs.dds.report import run_edits
 from sdd_jax.jobs.dds.study import PairOptions
-from sdd_jax.tables.dds import FIG5, SHOWN_STRENGTH
+from sdd_jax.tables.dds import FIG5
+from sdd_jax.tables.dds_rows import SHOWN_STRENGTH
 from sdd_jax.train import EngineConfig, use_compile_cache
 
 SHOWN = ("DDS", "SDS", "SDEdit")

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from sdd_jax.command import run_command
-from sdd_jax.tables import dds
+from sdd_jax.tables.dds_rows import ATTRIBUTES, TRANSLATOR
 from sdd_jax.tables.grids import parse_grid_flags
 from sdd_jax.tables.sdd_rows import EDITS, STYLE, manipulator_training
 from sdd_jax.tables.types import Training
@@ -26,8 +26,8 @@ MANIPULATED, TRANSLATED = "evaluation/before_after.png", "evaluation/grid.png"
 GRIDS: dict[str, tuple[Training, str]] = {
     **{f"sdd_{name}": (manipulator_training(edit), MANIPULATED) for edit, name in EDITS.items()},
     **{f"sdd_stylegan_{name}": (manipulator_training(edit, config=STYLE), MANIPULATED) for edit, name in EDITS.items()},
-    "dds_cats": (dds.TRANSLATOR, TRANSLATED),
-    "dds_attributes": (dds.ATTRIBUTES, TRANSLATED),
+    "dds_cats": (TRANSLATOR, TRANSLATED),
+    "dds_attributes": (ATTRIBUTES, TRANSLATED),
 }
 _log = logging.getLogger("sdd_jax")
 

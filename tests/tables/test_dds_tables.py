@@ -10,7 +10,7 @@ from PIL import Image
 from sdd_jax.config import defaults_of, load_config, to_plain, validate
 from sdd_jax.data.edit_pairs import EDITS
 from sdd_jax.jobs.dds import gradients, report, study
-from sdd_jax.tables import TABLES, dds, dds_grids, find_table
+from sdd_jax.tables import TABLES, dds, dds_grids, dds_rows, find_table
 from sdd_jax.tables.cache import Cache
 from sdd_jax.tables.claims import judge
 from sdd_jax.tables.types import Stat
@@ -131,9 +131,9 @@ def test_the_zero_shot_grid_has_the_tables_settings(tiny_world, tmp_path, monkey
     monkeypatch.setattr(dds_grids, "run_edits", edits)
     monkeypatch.setattr(dds_grids, "use_compile_cache", lambda _: None)
     assert dds_grids.main([f"--world={tiny_world}", f"--out={tmp_path}", "--seed=3"]) == 0
-    assert asked == {method: (True, 3, dds.SCORE) for method in ("dds", "sds")} | {
-        "sdedit": (True, 3, {"strength": dds.SHOWN_STRENGTH})
+    assert asked == {method: (True, 3, dds_rows.SCORE) for method in ("dds", "sds")} | {
+        "sdedit": (True, 3, {"strength": dds_rows.SHOWN_STRENGTH})
     }
-    assert dds.SHOWN_STRENGTH in dds.NOISED["strengths"]
+    assert dds_rows.SHOWN_STRENGTH in dds_rows.NOISED["strengths"]
     with Image.open(tmp_path / "dds_zero_shot.png") as grid:
         assert grid.width > len(EDITS) * 66 and grid.height > 5 * 66 - 2
