@@ -141,9 +141,13 @@ def _parser() -> Parser:
 
 
 def parse_size(text: str, model: ModelBundle) -> tuple[int, int]:
-    """(height, width) in pixels of `--size`; ValueError for what is none, or does not fit the model."""
+    """(height, width) in pixels of `--size`; ValueError for what is none, or does not fit the model.
+
+    By default the model's own, of a run that edits a generator's codes the generator's.
+    """
     if not text:
-        return (model.sample_size * model.downsampling,) * 2
+        side = model.configs.get("manipulator", {}).get("side") or model.sample_size * model.downsampling
+        return side, side
     try:
         sides = [int(part) for part in text.lower().split("x")]
     except ValueError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from sdd_jax.config import defaults_of
-from sdd_jax.jobs import build
+from sdd_jax.jobs import reopen
 from sdd_jax.train import EngineConfig, Job, engine_config
 from sdd_jax.training.checkpoint import Checkpoints
 from sdd_jax.training.optim import make_optimizer
@@ -20,15 +21,21 @@ from sdd_jax.types import Params
 
 def read_config(workdir: Path) -> ConfigDict:
     """Returns the locked config of a workdir's run; FileNotFoundError where it holds none."""
-    record = workdir / "config.json"
-    if not record.is_file():
+    return _read_record(workdir)[0]
+
+
+def _read_record(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """The config and the fingerprint that a run wrote at its start."""
+    path = workdir / "config.json"
+    if not path.is_file():
         raise FileNotFoundError(
             f"--workdir={workdir} holds no run (no config.json): train one with python -m sdd_jax.main"
         )
+    record = json.loads(path.read_text())
     config = ConfigDict(defaults_of(EngineConfig))
     with config.ignore_type():
-        config.update(json.loads(record.read_text())["config"])
-    return config.lock()
+        config.update(record["config"])
+    return config.lock(), record.get("fingerprint", {})
 
 
 def open_run(workdir: Path) -> tuple[Job, Params, int]:
@@ -49,8 +56,8 @@ def open_state(workdir: Path) -> tuple[Job, TrainState]:
         FileNotFoundError: the workdir holds no run, or no checkpoint yet.
         ValueError: its checkpoints are damaged, or were trained against other weights than are found now.
     """
-    config = read_config(workdir)
-    job = build(config)
+    config, fingerprint = _read_record(workdir)
+    job = reopen(config, fingerprint)
     engine = engine_config(config)
     optimizer, _ = make_optimizer(engine.optimizer, engine.steps)
     shapes = jax.eval_shape(

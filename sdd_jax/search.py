@@ -29,7 +29,7 @@ from sdd_jax.jobs.sdd.hqs import BATCH, DEFAULT_RULE, run_search, write_search
 from sdd_jax.jobs.sdd.hqs_plot import plot_search
 from sdd_jax.models.load import load
 from sdd_jax.objectives.hqs import HQSOptions
-from sdd_jax.objectives.selection import parse_rule
+from sdd_jax.objectives.selection import check_rule
 
 _log = logging.getLogger("sdd_jax")
 _HELP = {
@@ -79,13 +79,15 @@ def _search(argv: Sequence[str]) -> None:
         standardize=flags.standardize,
         **{name: getattr(flags, name) for name in _HELP},
     )
-    parse_rule(flags.rule)
+    check_rule(flags.rule, len(options.times()))
     if flags.batch < 1:
         raise ValueError(f"--batch={flags.batch}: give at least one image")
     check_template(flags.prompt, PORTRAIT_FIELDS if flags.data == "portraits" else FOLDER_FIELDS)
 
+    source = _source(flags, flags.size or 64)  # wrong paths end here, not after the model
     bundle, params = load(flags.model, flags.revision, jnp.dtype(flags.dtype))
-    source = _source(flags, flags.size or bundle.sample_size * bundle.downsampling)
+    if not flags.size:
+        source = _source(flags, bundle.sample_size * bundle.downsampling)
     began = time.monotonic()
     frozen = frozen_of(bundle, params)
     search, maps = run_search(bundle, frozen, source, flags.prompt, options, "all", flags.batch)
@@ -94,6 +96,7 @@ def _search(argv: Sequence[str]) -> None:
     try:
         search = search.with_rule(flags.rule, options.seed)
     except ValueError as error:
+        plot_search(flags.out / "hqs.png", search, maps)
         raise ValueError(f"{error}; the scores are in {flags.out / 'hqs.json'}, all timesteps selected") from None
     write_search(flags.out / "hqs.json", search)
     plot_search(flags.out / "hqs.png", search, maps)

@@ -227,7 +227,7 @@ def test_weights_that_changed_since_are_refused(one_line, finished, tiny_world, 
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     out = f"--out={tmp_path / 'out'}"
-    assert "was trained against other weights: teacher" in one_line(export, f"--workdir={workdir}", out)
+    assert "was trained against another teacher" in one_line(export, f"--workdir={workdir}", out)
     os.truncate(weights, len(data) // 2)
     assert "is damaged or truncated" in one_line(export, f"--workdir={workdir}", out)
     again = [f"--config={CONFIG}:debug", f"--workdir={tmp_path / 'new'}", f"--config.model={world}", *SMALL]

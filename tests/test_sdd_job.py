@@ -17,6 +17,7 @@ from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data.edit_pairs import edit_pairs
 from sdd_jax.evals.editing import COLUMNS as EDITED
 from sdd_jax.jobs.sdd import job as sdd_job
+from sdd_jax.jobs.sdd import pictures
 from sdd_jax.jobs.sdd import report as sdd_report
 from sdd_jax.jobs.sdd import tables as sdd_tables
 from sdd_jax.jobs.sdd.cost import TrainingCost
@@ -70,11 +71,11 @@ def traced_step(job, batch):
     return jax.eval_shape(run, jax.random.key(0), job.frozen, {k: jnp.asarray(v) for k, v in batch.items()})
 
 
-def write_scores(path, prompt, model="another"):
+def write_scores(path, prompt, model="another", options=()):
     t, scores = (100, 300, 500), (-0.5, 0.75, 0.25)
     search = Search(
-        prompt=prompt, model=model, options={}, t=t, H=scores, N=scores, hqs=scores, stderr=scores, selected=(300,),
-        rule="argmax",
+        prompt=prompt, model=model, options=dict(options), t=t, H=scores, N=scores, hqs=scores, stderr=scores,
+        selected=(300,), rule="argmax",
     )  # fmt: skip
     write_search(path, search)
     return path
@@ -132,6 +133,35 @@ def test_timesteps_come_from_a_file_a_rule_or_the_config(build, tmp_path, caplog
     assert list(drawn(build("random"))) == list(range(100, 901, 50)), "which needs no scores"
 
 
+def test_a_file_of_another_reading_is_said(build, tmp_path, caplog):
+    path = write_scores(tmp_path / "hqs.json", "x", options={"jacobian": True, "absolute": True, "images": 3})
+    with caplog.at_level("WARNING", "sdd_jax"):
+        build("white_hair", f"timesteps.path={path}")
+    assert "was searched on another for 'x'" in caplog.text and "jacobian=True, config.search has False" in caplog.text
+    assert "absolute=" not in caplog.text and "images=" not in caplog.text, "as the config's, or not of the reading"
+
+
+def test_a_run_is_opened_without_its_search(build, tmp_path):
+    path = write_scores(tmp_path / "hqs.json", "x")
+    job = build("white_hair", f"timesteps.path={path}", "timesteps.weights=hqs", "timesteps.rule=top:2")
+    path.unlink()
+    again = jobs.reopen(job.config, {"timesteps": [300, 500]})
+    assert drawn(again) == {300: 0.5, 500: 0.5} and again.fingerprint == job.fingerprint
+    assert again.config is job.config, "what was asked, for whoever reads it"
+    with pytest.raises(FileNotFoundError, match="no such file; make it with"):
+        jobs.build(job.config)
+
+
+def test_a_prompt_without_an_exact_answer_has_previews(build, tmp_path, monkeypatch):
+    """Two attributes at once: originals and edits alone."""
+    monkeypatch.setattr(pictures, "PREVIEW", 2)
+    job = build("debug", "data.prompt=a photo of an angry {species} with white {coat}")
+    params = job.objective.init(jax.random.key(0), job.frozen)
+    job.previews(params, None, job.frozen, 1, tmp_path)
+    with Image.open(tmp_path / "00000001.png") as grid:
+        assert 2 * 64 < grid.height < 3 * 64
+
+
 def test_without_a_file_the_job_searches(build, monkeypatch):
     asked = []
 
@@ -158,6 +188,7 @@ def test_without_a_file_the_job_searches(build, monkeypatch):
         (["timesteps.given=(2000,)"], "config.timesteps: timesteps=(2000,)"),
         (["timesteps.given=()", "timesteps.rule=best"], "config.timesteps: rule='best' selects no timesteps"),
         (["search.images=1"], "config.search: images=1 must be at least 2"),
+        (["timesteps.given=()", "timesteps.rule=top:18"], "config.timesteps.rule: cannot select 18 of 17 timesteps"),
     ],
 )
 def test_a_bad_value_is_one_line(build, overrides, message):
@@ -182,7 +213,7 @@ def finished(tiny_world, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "sdd"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDD_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "array_cache"))
-        patch.setattr(sdd_job, "PREVIEW", 2)
+        patch.setattr(pictures, "PREVIEW", 2)
         overrides = [f"--config.{text}" for text in (*SMALL, f"model={tiny_world}")]
         assert entry.main([f"--config={CONFIG}:debug", f"--workdir={workdir}", *overrides]) == 0
     return workdir

@@ -20,11 +20,13 @@ from sdd_jax.aot import config_jobs
 from sdd_jax.benchmarks.workloads import abstract_program, forward_flops
 from sdd_jax.config import defaults_of, load_config
 from sdd_jax.data.sources import IMAGE_OPTIONS
+from sdd_jax.edit import parse_size
+from sdd_jax.jobs.editing.methods import EditRequest, edit
 from sdd_jax.jobs.protocols.exported import open_exported
 from sdd_jax.jobs.protocols.flags import parse
 from sdd_jax.jobs.protocols.makers import make_maker
 from sdd_jax.jobs.sdd import job as sdd_job
-from sdd_jax.jobs.sdd import style
+from sdd_jax.jobs.sdd import pictures, style
 from sdd_jax.jobs.sdd import tables as sdd_tables
 from sdd_jax.jobs.sdd.editing import editing_model
 from sdd_jax.models import e4e
@@ -127,7 +129,7 @@ def test_codes_come_from_a_file(build, tmp_path):
     assert job.objective.manipulator.delta_scale == 1.5
     torch.save(codes[:, :3], tmp_path / "few.pt")
     with pytest.raises(ValueError, match=r"few.pt: codes of this generator are one tensor \[count, 6, 6\], not \(3, 3"):
-        next(build("sd15,debug", *overrides, f"data.path={tmp_path / 'few.pt'}").stream(0))
+        build("sd15,debug", *overrides, f"data.path={tmp_path / 'few.pt'}")
 
 
 def test_generated_pictures_are_what_timesteps_are_searched_on(build, monkeypatch):
@@ -143,6 +145,24 @@ def test_generated_pictures_are_what_timesteps_are_searched_on(build, monkeypatc
     record, count, made_of = seen[0]
     assert record["image"].shape == (64, 64, 3) and record["image"].dtype == np.uint8 and record["caption"] == ""
     assert count == 4 and len(made_of["generator"]) == 64
+
+
+def test_timesteps_are_searched_at_the_teachers_size(build, tmp_path, monkeypatch):
+    """Images on disk are read at the encoder's, 32; other files under the same path are another search."""
+    seen = []
+
+    def search(model, frozen, source, prompt, options, made_of):
+        seen.append((source[0]["image"].shape, dict(made_of)))
+        return sdd_job.read_search("none")
+
+    monkeypatch.setattr(sdd_job, "job_search", search)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 48)).save(tmp_path / name)
+        with pytest.raises(FileNotFoundError):
+            build("white_hair", "data.source=folder", f"data.path={tmp_path}", "data.size=32", "data.prompt=white hair")
+    assert [shape for shape, _ in seen] == [(64, 64, 3)] * 2
+    first, second = (made_of for _, made_of in seen)
+    assert first.pop("files") != second.pop("files") and first == second
 
 
 @pytest.mark.parametrize(
@@ -177,6 +197,9 @@ def test_files_that_are_not_there_or_do_not_fit(style_world, tiny_world, tmp_pat
     with pytest.raises(FileNotFoundError, match="style.* has no weights: train them with"):
         jobs.build(read("debug", f"manipulator.generator={tiny_world}"))
     with pytest.raises(FileNotFoundError, match="no such weights file"):
+        codes = ["data.source=codes", f"data.path={tmp_path / 'codes.pt'}", "data.prompt=x"]
+        jobs.build(read("debug", f"manipulator.generator={style_world}", *codes))
+    with pytest.raises(FileNotFoundError, match="no such weights file"):
         jobs.build(read("debug", f"manipulator.generator={tmp_path / 'none.pt'}"))
     other = e4e.E4EConfig(num_ws=4, style_dim=6, side=32, body=ENCODER.body)
     shapes = jax.eval_shape(lambda key: e4e.init_e4e(key, other), jax.random.key(0))
@@ -192,7 +215,7 @@ def finished(tiny_world, style_world, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "style"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDD_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "array_cache"))
-        patch.setattr(sdd_job, "PREVIEW", 2)
+        patch.setattr(pictures, "PREVIEW", 2)
         small = ["steps=2", "checkpoint_every=1", "preview_every=2", "data.count=4", "compile_cache="]
         small += [f"model={tiny_world}", f"manipulator.generator={style_world}"]
         overrides = [f"--config.{text}" for text in small]
@@ -216,6 +239,12 @@ def test_a_run_trains_previews_and_exports(finished, tmp_path):
     described = model.configs["manipulator"]
     edited = jax.eval_shape(described["edit"], frozen["manipulator"], frozen, np.zeros((2, 64, 64, 3), np.float32))
     assert edited.shape == (2, 64, 64, 3) and described["evaluations"] == 0
+    assert parse_size("", model) == (GENERATOR.size,) * 2, "as the generator draws"
+    wide = EditRequest(
+        model=model, frozen=frozen, image=np.zeros((1, 32, 64, 3), np.float32), source=("",), target=("",)
+    )
+    with pytest.raises(ValueError, match="a generator's pictures are square; give --size one side"):
+        edit("manipulate", wide)
 
 
 def test_the_exported_mapper_edits_as_the_run_does(finished, tiny_world, style_world, tmp_path):

@@ -63,9 +63,9 @@ def test_the_command_writes_scores_and_a_picture(tiny_world, tmp_path, capsys):
 def test_every_flag_reaches_the_scores(tiny_world, tmp_path, monkeypatch):
     """Each off its default; a rule that finds nothing keeps what was searched."""
     scores = (0.1, 0.2)
-    found = Search(prompt="p", model="", options={}, t=(300, 700), H=scores, N=scores, hqs=scores, stderr=scores, selected=(300, 700), rule="all")  # fmt: skip  # noqa: E501
+    found = Search(prompt="p", model="", options=dataclasses.asdict(TOY), t=(300, 700), H=scores, N=scores, hqs=scores, stderr=scores, selected=(300, 700), rule="all")  # fmt: skip  # noqa: E501
     given = []
-    monkeypatch.setattr(search, "run_search", lambda *asked: given.append(asked[4:]) or (found, None))
+    monkeypatch.setattr(search, "run_search", lambda *asked: given.append(asked[4:]) or (found, np.ones((2, 8, 8))))
     flags = [
         "--form=sds", "--space=latent", "--absolute", "--weighted", "--standardize", "--temperature=2", "--draws=3",
         "--seed=4", "--images=6", "--first=300", "--last=700", "--stride=400", "--guidance=5", "--batch=2",
@@ -77,7 +77,7 @@ def test_every_flag_reaches_the_scores(tiny_world, tmp_path, monkeypatch):
         images=6, first=300, last=700, stride=400, guidance=5.0,
     )  # fmt: skip
     assert given == [(options, "all", 2)]
-    assert read_search(tmp_path / "hqs.json").selected == (300, 700)
+    assert read_search(tmp_path / "hqs.json").selected == (300, 700) and (tmp_path / "hqs.png").is_file()
 
 
 def test_the_command_reads_every_source(tiny_world, tmp_path, array_cache, monkeypatch, capsys):
@@ -234,6 +234,8 @@ def test_a_file_that_is_no_search(tmp_path):
     [
         (["--prompt=a {colour} cat"], "has a field {colour}; use {species}"),
         (["--prompt=x", "--rule=best"], "selects no timesteps"),
+        (["--prompt=x", "--rule=top:18"], "cannot select 18 of 17 timesteps: give 1..17"),
+        (["--prompt=x", "--data=nowhere"], "nowhere"),
         (["--prompt=x", "--images=1"], "images=1 must be at least 2"),
         (["--prompt=x", "--batch=0"], "--batch=0"),
         (["--prompt=x", "--temperature=0"], "temperature=0.0 must be positive"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +18,15 @@ class Task(NamedTuple):
 
     builder: `module:function`, config -> Job. keys: the top-level config keys it reads beside the engine's.
     report: `module:function`, (workdir, ReportFlags) -> a Markdown table; '': evaluate does not take such runs.
-    optional: keys that a config may leave out, as workdirs older than the key do.
+    optional: keys that a config may leave out, as workdirs older than the key do. recorded: `module:function`, (config,
+    fingerprint) -> the config that opens a run which exists, with what it found out at its start; '': its own.
     """
 
     builder: str
     keys: tuple[str, ...]
     report: str = ""
     optional: tuple[str, ...] = ()
+    recorded: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,12 @@ TASKS = {
         "sdd_jax.jobs.icd.report:report",
     ),
     "gd": Task("sdd_jax.jobs.ccd.baselines:gd", _MODEL, _CCD_REPORT, ("teacher",)),
-    "sdd": Task("sdd_jax.jobs.sdd.job:sdd", (*_MANIPULATOR, "timesteps", "search"), "sdd_jax.jobs.sdd.report:report"),
+    "sdd": Task(
+        "sdd_jax.jobs.sdd.job:sdd",
+        (*_MANIPULATOR, "timesteps", "search"),
+        "sdd_jax.jobs.sdd.report:report",
+        recorded="sdd_jax.jobs.sdd.job:recorded",
+    ),
     "clip_guidance": Task(
         "sdd_jax.jobs.sdd.job:clip_guidance", (*_MANIPULATOR, "clip"), "sdd_jax.jobs.sdd.report:report"
     ),
@@ -94,6 +101,17 @@ def build(config: ConfigDict) -> Job:
     if config.get("remat", "none") != "none" and {"tower", "vae", "generator"} & set(task.keys):
         raise ValueError(f"config.remat={config.remat!r}: the task {name!r} trains no UNet; leave it at none")
     return _imported(task.builder)(config)
+
+
+def reopen(config: ConfigDict, fingerprint: Mapping[str, Any]) -> Job:
+    """Returns the job of a run that exists, by its config and the fingerprint it recorded.
+
+    Raises: as `build`.
+    """
+    task = TASKS.get(config.get("task", ""))
+    if task is None or not task.recorded:
+        return build(config)
+    return dataclasses.replace(build(_imported(task.recorded)(config, fingerprint)), config=config)
 
 
 def report(task: str, workdir: Path, flags: ReportFlags) -> str:

@@ -54,6 +54,8 @@ from sdd_jax.objectives.inputs import added_conditions, text_of
 from sdd_jax.types import Batch, Frozen, ModelBundle
 
 THUMBNAIL = 64
+READING = ("jacobian", "pixels", "absolute", "weighted", "standardize", "temperature", "guidance")
+"""The options that say what the score is; the others say on how much it is taken."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,8 @@ class HQSOptions:
     """What is scored, and on how much.
 
     jacobian, pixels, absolute, weighted, standardize, temperature, guidance, draws: see the module's table.
-    first, last, stride: the grid of timesteps, both ends included. images: how many. seed: of the noise and of which
-    images; different seeds take different images while there are enough.
+    first, last, stride: the grid of timesteps, `last` among them if the stride reaches it. images: how many. seed: of
+    the noise and of which images; different seeds take different images while there are enough.
     """
 
     jacobian: bool = True

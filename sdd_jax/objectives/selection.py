@@ -136,6 +136,16 @@ def parse_rule(rule: str) -> tuple[str, float]:
     return name, value
 
 
+def check_rule(rule: str, count: int, where: str = "") -> None:
+    """Raises ValueError, before any search, for what is no rule or takes more than `count` timesteps."""
+    name, value = parse_rule(rule)
+    if name in ("top", "random"):
+        try:
+            _count(value, np.zeros(count))
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from None
+
+
 def select(rule: str, t: np.ndarray, hqs: np.ndarray, seed: int = 0) -> np.ndarray:
     """S: the timesteps of `t` int32[m] that a rule takes by their `hqs` [m], ascending; `seed` is of `random`.
 

@@ -138,8 +138,8 @@ class Checkpoints:
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise ValueError(
-                    f"checkpoint {directory} was trained against other weights: {key} was {before.get(key)} and is "
-                    f"{now.get(key)}; use another --workdir or the weights it names"
+                    f"checkpoint {directory} was trained against another {key}: {before.get(key)} there and "
+                    f"{now.get(key)} here; use another --workdir, or the {key} it names"
                 )
 
     def _make_room(self) -> None:

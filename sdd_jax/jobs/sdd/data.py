@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,13 +54,23 @@ class EditData(ImageOptions):
         """What the images are made of, for the name of a search's file: manipulators of the same images share it."""
         usual = {**defaults_of(ImageOptions), "truncation": 1.0, "prompt": self.prompt}
         named = {key: value for key, value in dataclasses.asdict(self).items() if value != usual.get(key)}
-        return {**named, "renderer": renderer_hash()} if self.source == "portraits" else named
+        if self.source == "portraits":
+            return {**named, "renderer": renderer_hash()}
+        return {**named, "files": _state_of(Path(self.path))} if self.path else named
 
     def open(self) -> Source:
         """The images as records, square; portraits rendered as they are asked for."""
         if self.source == "portraits":
             return PortraitSource(self.split, self.count, cached=False)
         return open_source(self.images(crop="center"))
+
+
+def _state_of(path: Path) -> str:
+    """A hash of the names, sizes and times of a file, or of the files in and below a directory, or of a pattern."""
+    found = path.rglob("*") if path.is_dir() else [path] if path.exists() else path.parent.glob(path.name)
+    files = sorted(file for file in found if file.is_file())
+    state = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
 def edit_data(config: ConfigDict) -> EditData:

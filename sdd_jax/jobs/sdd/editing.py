@@ -12,7 +12,7 @@ import numpy as np
 
 from sdd_jax.jobs.editing.methods import EditRequest, EditResult
 from sdd_jax.jobs.editing.options import OnePass, takes
-from sdd_jax.jobs.sdd.job import make_editor
+from sdd_jax.jobs.sdd.pictures import make_editor
 from sdd_jax.objectives.clip_guidance import CLIPGuidance
 from sdd_jax.objectives.manipulators import LatentManipulator, Manipulator, StyleManipulator
 from sdd_jax.objectives.sdd import SDD
@@ -30,6 +30,8 @@ def manipulate(request: EditRequest, options: OnePass) -> EditResult:
     if "manipulator" not in request.frozen:
         raise ValueError("manipulate edits with a run of sdd or clip_guidance: name it as --workdir")
     described = request.model.configs["manipulator"]
+    if described["side"] and request.image.shape[1] != request.image.shape[2]:
+        raise ValueError("manipulate: a generator's pictures are square; give --size one side")
     image = described["edit"](request.frozen["manipulator"], request.frozen, request.image, options.strength)
     return EditResult(np.asarray(image), described["evaluations"])
 
@@ -46,7 +48,8 @@ def manipulating_model(
     manipulator: LatentManipulator | StyleManipulator, frozen: Frozen, params: Params
 ) -> tuple[ModelBundle, Frozen]:
     """A manipulator as `edit` takes it: the teacher, with the parameters under `frozen['manipulator']`."""
-    described = {"edit": make_editor(manipulator), "evaluations": evaluations_of(manipulator)}
+    side = manipulator.generator.config.size if isinstance(manipulator, StyleManipulator) else 0
+    described = {"edit": make_editor(manipulator), "evaluations": evaluations_of(manipulator), "side": side}
     configs = {**manipulator.model.configs, "manipulator": described}
     return dataclasses.replace(manipulator.model, configs=configs), {**frozen, "manipulator": params}
 

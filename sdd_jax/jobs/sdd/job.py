@@ -7,26 +7,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sdd_jax.config import validate
-from sdd_jax.data.edit_pairs import edit_pairs
-from sdd_jax.data.prompts import edit_of
+from sdd_jax.config import defaults_of, validate
 from sdd_jax.evals.preprocess import CLIP_MEAN, CLIP_STD
-from sdd_jax.images import write_grid
 from sdd_jax.jobs.editing.methods import frozen_of
 from sdd_jax.jobs.sdd.data import EditData, Parts
-from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, TimestepConfig, job_search, read_search
+from sdd_jax.jobs.sdd.hqs import DEFAULT_RULE, Search, TimestepConfig, job_search, read_search
 from sdd_jax.jobs.sdd.latent import LatentConfig, latent_parts
+from sdd_jax.jobs.sdd.pictures import make_previews
 from sdd_jax.jobs.sdd.style import RANDOM, StyleConfig, StyleData, read_networks, style_parts
 from sdd_jax.jobs.world.directory import read_tower, world_directory
 from sdd_jax.models.clip_vision import load_clip
@@ -34,19 +29,14 @@ from sdd_jax.models.irse import load_ir_se50, random_recogniser
 from sdd_jax.models.load import load
 from sdd_jax.models.text import TextConfig
 from sdd_jax.objectives.clip_guidance import CLIPGuidance, CLIPNetwork, PublishedCLIP, TowerCLIP
-from sdd_jax.objectives.hqs import HQSOptions
+from sdd_jax.objectives.hqs import READING, HQSOptions
 from sdd_jax.objectives.identity import FaceIdentity, Identity, TowerIdentity
-from sdd_jax.objectives.manipulators import Manipulator
 from sdd_jax.objectives.sdd import SDD, time_distribution
-from sdd_jax.objectives.selection import select
-from sdd_jax.train import Job, Previews
-from sdd_jax.types import Frozen, ModelBundle, Params
+from sdd_jax.objectives.selection import check_rule, select
+from sdd_jax.train import Job
+from sdd_jax.types import ModelBundle, Params
 
-PREVIEW = 8
 _log = logging.getLogger("sdd_jax")
-
-Array = jax.Array | np.ndarray
-Editor = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +97,9 @@ def sdd(config: ConfigDict) -> Job:
     """Distils the teacher's edit at the selected timesteps into a manipulator."""
     steps = validate(config.timesteps, TimestepConfig, "config.timesteps")
     options = validate(config.search, HQSOptions, "config.search")
+    kept = read_search(steps.path) if steps.path else None
+    if kept is None and not steps.given:
+        check_rule(steps.rule or DEFAULT_RULE, len(options.times()), "config.timesteps.rule: ")
     setting = _setting(config)
     settings = {
         **config.objective,
@@ -115,7 +108,7 @@ def sdd(config: ConfigDict) -> Job:
         "identity": setting.identity,
     }
     objective = validate(settings, SDD, "config.objective")
-    timesteps, weights = _timesteps(steps, options, setting)
+    timesteps, weights = _timesteps(steps, options, setting, kept)
     try:
         distribution = time_distribution(timesteps, len(setting.bundle.alphas_cumprod), weights)
     except ValueError as error:
@@ -128,8 +121,9 @@ def sdd(config: ConfigDict) -> Job:
 def clip_guidance(config: ConfigDict) -> Job:
     """Trains the manipulator by CLIP in place of the teacher."""
     section = validate(config.clip, CLIPConfig, "config.clip")
+    make = _clip(section)
     setting = _setting(config)
-    network, params, source = _clip(section, setting.bundle)
+    network, params = make(setting.bundle)
     setting.parts.frozen["clip"] = params
     settings = {
         **config.objective,
@@ -138,45 +132,7 @@ def clip_guidance(config: ConfigDict) -> Job:
         "identity": setting.identity,
     }
     objective = validate(settings, CLIPGuidance, "config.objective")
-    return _job("CLIP guidance", config, setting, objective, {"clip": source})
-
-
-def make_editor(manipulator: Manipulator) -> Editor:
-    """Returns edit(params, frozen, image f32[b,H,W,3], strength=1) -> edited f32[b,H,W,3] in [-1, 1], in one pass.
-
-    strength: the share s of the edit that is made, code + s (code' - code); one program for all.
-    """
-    edit = _batch_editor(manipulator)
-
-    def editor(params: Params, frozen: Frozen, image: Array, strength: float = 1.0) -> jax.Array:
-        return edit(params, frozen, {"image": jnp.asarray(image)}, strength)
-
-    return editor
-
-
-def make_viewer(manipulator: Manipulator) -> Callable[[Frozen, Mapping[str, Array]], jax.Array]:
-    """Returns view(frozen, batch) -> the pictures of a batch's codes, unedited, f32[b,H,W,3] in [-1, 1]."""
-    return jax.jit(
-        lambda frozen, batch: _shown(manipulator.image(frozen, manipulator.source(frozen, batch, None)), batch)
-    )
-
-
-def _batch_editor(manipulator: Manipulator) -> Callable[..., jax.Array]:
-    @jax.jit
-    def edit(params: Params, frozen: Frozen, batch: dict[str, jax.Array], strength: float = 1.0) -> jax.Array:
-        code = manipulator.source(frozen, batch, None)
-        changed = manipulator.apply(params, frozen, code)
-        changed = jax.tree.map(lambda before, after: before + strength * (after - before), code, changed)
-        return _shown(manipulator.image(frozen, changed), batch)
-
-    return edit
-
-
-def _shown(picture: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Clipped, and as large as the batch's images where it has any: a generator has a size of its own."""
-    if "image" in batch and batch["image"].shape[1:3] != picture.shape[1:3]:
-        picture = jax.image.resize(picture, batch["image"].shape, "bilinear")
-    return jnp.clip(picture, -1.0, 1.0)
+    return _job("CLIP guidance", config, setting, objective, {"clip": section.path})
 
 
 def _setting(config: ConfigDict) -> _Setting:
@@ -205,8 +161,18 @@ def _identity(config: IdentityConfig) -> tuple[Identity | None, Params]:
     return None, {}
 
 
+def recorded(config: ConfigDict, fingerprint: Mapping[str, Any]) -> ConfigDict:
+    """The config of a run that exists, with the timesteps that it was trained on: opening it searches nothing."""
+    if "timesteps" not in fingerprint:
+        return config
+    config = ConfigDict(config.copy_and_resolve_references())
+    with config.unlocked(), config.ignore_type():
+        config.timesteps = {**defaults_of(TimestepConfig), "given": tuple(fingerprint["timesteps"])}
+    return config.lock()
+
+
 def _timesteps(
-    steps: TimestepConfig, options: HQSOptions, setting: _Setting
+    steps: TimestepConfig, options: HQSOptions, setting: _Setting, kept: Search | None
 ) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
     data, bundle, parts = setting.data, setting.bundle, setting.parts
     if steps.given:
@@ -214,10 +180,14 @@ def _timesteps(
     if not steps.path and not steps.searches:
         times = options.times(len(bundle.alphas_cumprod))
         return tuple(select(steps.rule, times, np.zeros(len(times)), options.seed).tolist()), None
-    if steps.path:
-        search = read_search(steps.path)
+    if kept is not None:
+        search = kept
         if (search.model, search.prompt) != (bundle.source, data.prompt):
             _log.warning("%s was searched on %s for %r", steps.path, search.model, search.prompt)
+        for name in READING:
+            if name in search.options and search.options[name] != getattr(options, name):
+                _log.warning("%s: %s=%r, config.search has %r: another reading of the score may select others",
+                             steps.path, name, search.options[name], getattr(options, name))  # fmt: skip
     else:
         search = job_search(bundle, parts.frozen, parts.images(), data.prompt, options, parts.made_of)
         search = search if steps.rule else search.with_rule(DEFAULT_RULE)
@@ -226,9 +196,15 @@ def _timesteps(
     return search.selected, weights
 
 
-def _clip(config: CLIPConfig, bundle: ModelBundle) -> tuple[CLIPNetwork, Params, str]:
-    if config.kind == "world":
-        tower, params, _ = read_tower(world_directory(config.path), "clip")
+def _clip(config: CLIPConfig) -> Callable[[ModelBundle], tuple[CLIPNetwork, Params]]:
+    """Reads the guiding CLIP; returns what makes it the network for a teacher, with its parameters."""
+    if config.kind == "clip":
+        clip = load_clip(config.path)
+        network = PublishedCLIP(vision=clip.vision, text=clip.text, mean=CLIP_MEAN, std=CLIP_STD)
+        return lambda bundle: (network, clip.params)
+    tower, params, _ = read_tower(world_directory(config.path), "clip")
+
+    def with_text_of(bundle: ModelBundle) -> tuple[CLIPNetwork, Params]:
         text = TextConfig.from_json(bundle.configs["text_encoder"])
         width = params["text_projection"]["kernel"].shape[0]
         if text.hidden_size != width:
@@ -236,10 +212,9 @@ def _clip(config: CLIPConfig, bundle: ModelBundle) -> tuple[CLIPNetwork, Params,
                 f"config.clip: the CLIP of {config.path} reads text states of width {width}, {bundle.source} has "
                 f"{text.hidden_size}; use kind='clip' and a directory as of openai/clip-vit-base-patch32"
             )
-        return TowerCLIP(tower=tower, text=text), params, config.path
-    clip = load_clip(config.path)
-    network = PublishedCLIP(vision=clip.vision, text=clip.text, mean=CLIP_MEAN, std=CLIP_STD)
-    return network, clip.params, config.path
+        return TowerCLIP(tower=tower, text=text), params
+
+    return with_text_of
 
 
 def _job(
@@ -253,32 +228,9 @@ def _job(
         objective=objective,
         frozen=parts.frozen,
         stream=parts.stream,
-        previews=_previews(data, parts),
+        previews=make_previews(data, parts),
         batch_size=config.batch_size,
         config=config,
         fingerprint={**teacher, **parts.fingerprint, **fingerprint},
         export=parts.export,
     )
-
-
-def _previews(data: EditData, parts: Parts) -> Previews:
-    """Rows of originals, what codes make of them unedited, edits, and for portraits the exact counterfactuals."""
-    edit, view = _batch_editor(parts.manipulator), make_viewer(parts.manipulator)
-
-    @functools.cache
-    def examples() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        if data.source != "portraits":
-            return parts.examples(PREVIEW), {}
-        pairs = edit_pairs([edit_of(data.prompt)], PREVIEW)
-        return {"image": pairs.image}, {"counterfactual": pairs.counterfactual}
-
-    def previews(params: Params, ema: Params | None, frozen: Frozen, step: int, directory: Path) -> None:
-        batch, truth = examples()
-        rows = {"original": batch["image"]} if "image" in batch else {}
-        if parts.generates:
-            rows["generated"] = np.asarray(view(frozen, batch))
-        rows["edited"] = np.asarray(edit(params if ema is None else ema, frozen, batch))
-        rows |= truth
-        write_grid(directory / f"{step:08d}.png", list(rows.values()), list(rows))
-
-    return previews

@@ -40,7 +40,7 @@ from sdd_jax.jobs import ReportFlags
 from sdd_jax.jobs.editing.methods import EditRequest, edit
 from sdd_jax.jobs.sdd.cost import training_cost
 from sdd_jax.jobs.sdd.editing import evaluations_of
-from sdd_jax.jobs.sdd.job import make_editor, make_viewer
+from sdd_jax.jobs.sdd.pictures import make_editor, make_viewer
 from sdd_jax.jobs.world.directory import read_instruments, world_directory
 from sdd_jax.models import hub
 from sdd_jax.models.load import read_component

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from sdd_jax.data.pipeline import HostBatch, Source
 from sdd_jax.data.prompts import fill
 from sdd_jax.data.records import Record
+from sdd_jax.data.sources.images import SOURCES
 from sdd_jax.jobs.sdd.data import Parts, first_images
 from sdd_jax.jobs.sdd.style_codes import CODES, Generated, StyleData, encoded_codes, read_codes, sampled_codes
 from sdd_jax.jobs.streams.captioned import token_ids
@@ -81,14 +82,15 @@ class StyleConfig:
 
 
 class Networks(NamedTuple):
-    """What a mapper stands between. encoder: None where no images are edited."""
+    """What a mapper stands between. encoder: None where no images are edited. codes: of a file, f32[count,n,d]."""
 
     generator: LoadedGenerator
     encoder: Encoder | None
+    codes: np.ndarray | None = None
 
 
 def read_networks(data: StyleData, chosen: StyleConfig) -> Networks:
-    """Reads generator and encoder.
+    """Reads generator and encoder, and a file of codes.
 
     Raises:
         FileNotFoundError: a file is missing, or a world has no style/.
@@ -108,6 +110,8 @@ def read_networks(data: StyleData, chosen: StyleConfig) -> Networks:
         )
     if data.source == "sampled" and not config.mapping_layers:
         raise ValueError(f"{chosen.generator} has no mapping to sample codes with: give config.data.source images")
+    if data.source == "codes":
+        return networks._replace(codes=read_codes(data.path, (config.num_ws, config.style_dim)))
     return networks
 
 
@@ -115,7 +119,7 @@ def style_parts(
     networks: Networks, config: ConfigDict, data: StyleData, chosen: StyleConfig, bundle: ModelBundle, frozen: Frozen
 ) -> Parts:
     """A mapper of the codes of `networks`."""
-    generator, encoder = networks
+    generator, encoder, kept = networks
     manipulator = StyleManipulator(
         model=bundle,
         generator=make_generator(generator.config, jnp.dtype(config.dtype)),
@@ -132,12 +136,13 @@ def style_parts(
     if chosen.mapper:
         frozen["mapper"] = load_mapper(chosen.mapper, chosen.network, manipulator.code_shapes)
     shape = (generator.config.num_ws, generator.config.style_dim)
+    on_disk = data.source in SOURCES  # read at the encoder's size; timesteps are searched at the teacher's
+    searched = dataclasses.replace(data, size=manipulator.side) if on_disk else data
 
     @functools.cache
     def codes() -> tuple[Sequence[Record], np.ndarray]:
         if data.source in CODES:
-            sampled = data.source == "sampled"
-            found = sampled_codes(data, generator, config.seed) if sampled else read_codes(data.path, shape)
+            found = sampled_codes(data, generator, config.seed) if kept is None else kept
             return [{"position": i, "caption": ""} for i in range(len(found))], found
         assert encoder is not None
         return encoded_codes(data, encoder, hashes["encoder"])
@@ -152,7 +157,7 @@ def style_parts(
         return stream_of(config, records, transform)(start_step)
 
     def images() -> Source:
-        return Generated(manipulator, frozen, codes()[1]) if data.source in CODES else data.open()
+        return Generated(manipulator, frozen, codes()[1]) if data.source in CODES else searched.open()
 
     def examples(count: int) -> HostBatch:
         if data.source not in CODES:
@@ -170,7 +175,7 @@ def style_parts(
         manipulator=manipulator,
         frozen=frozen,
         images=images,
-        made_of={**data.facts, **hashes, "seed": config.seed} if data.source in CODES else data.facts,
+        made_of={**data.facts, **hashes, "seed": config.seed} if data.source in CODES else searched.facts,
         stream=stream,
         export=export,
         examples=examples,
