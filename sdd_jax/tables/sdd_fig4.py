@@ -1,7 +1,8 @@
 """Fig. 4 of SDD: timesteps' scores, manipulators trained at one timestep each, and whether the two rank alike.
 
-Several readings of the score are asked whether they rank timesteps as trainings do. The one that trainings select by,
-`config.search`, was fixed before any training had run: to choose it by these correlations would be to choose the
+Several readings of the score are asked whether they rank timesteps as trainings do, the paper's eq. 8 first. The one
+that trainings select by, `config.search`, is this project's: the weight sigma_t^2 was put in because scores without it
+fall with t on the world, and no training had run when it was. To choose it by these correlations would be to choose the
 answer.
 """
 
@@ -151,11 +152,13 @@ FIG4 = Table(
     paper="SDD, Fig. 4: the higher a timestep's HQS, the better it trains",
     note=(
         f"Scores on two disjoint sets of {HQSOptions().images} portraits. 'HQS, PROMPT' is the search command's at "
-        "its defaults: eq. 8 (signed, with the Jacobian, w = 100). 'As trainings search', fixed before any of them "
-        "ran: the released code's gradients (no Jacobian, |d| of pixels, w = 100) times training's weight "
-        "sigma_t^2. One training a timestep; the correlation asked is what chance reaches once in twenty among as "
-        "many without ties: of many such claims some hold by chance, and the first to read is success by the "
-        "trainings' reading. It speaks for the score where N, H and t alone reach less: sigma_t^2 rises with t. "
+        "its defaults: the paper's eq. 8 (signed, with the Jacobian; w = 100). 'As trainings search' is this "
+        "project's reading: the released code's gradients (no Jacobian, |d| of pixels, w = 100) times training's "
+        "weight sigma_t^2, put in after the scores had been seen and before any training had run. One training a "
+        "timestep; the correlation asked is what chance reaches once in twenty among as many without ties: of many "
+        "such claims some hold by chance. It speaks for the score where N, H and t alone reach less: sigma_t^2 rises "
+        "with t. Every training has the same L2 weight, and its gradient that weight: at a low t little is left "
+        "against L2. "
         "Success ties where it is 0 or 1; CLIP's direction, 0 for a picture left as it was, does not. Plots are by "
         "the trainings' reading."
     ),

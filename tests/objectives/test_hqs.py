@@ -41,13 +41,13 @@ def test_a_uniform_gradient_lacks_nothing(size, entropy):
     assert float(deficit(jnp.full((1, size), 3e-3))[0]) == 0.0
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e-2, 0.1, 1.0])
+@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0])
 def test_the_deficit_is_float64s_on_a_million_elements(scale):
     drawn = (np.random.default_rng(0).normal(size=(2, 2**20)) * scale).astype(np.float32)
     x = np.stack([drawn[0], np.abs(drawn[1])])
     found = np.asarray(deficit(x), np.float64)
     want = [entropy64(row)[1] for row in x]
-    np.testing.assert_allclose(found, want, rtol=1e-4)
+    np.testing.assert_allclose(found, want, rtol=2e-6)
     if scale == 1e-3:
         assert want == pytest.approx([5e-7, 1.8e-7], rel=0.02), "the reference's figures"
         p = jax.nn.softmax(x)

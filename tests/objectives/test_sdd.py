@@ -78,10 +78,6 @@ def test_the_surrogate_carries_g_to_the_manipulator(batch):
     assert float(found["shift"]) == pytest.approx(per_pixel.sum(), rel=1e-4)
 
 
-def test_the_weight_is_one_minus_alphas_cumprod():
-    assert 1 - ACP[[500, 800]] == pytest.approx([1 - 0.276333, 1 - 0.036870], abs=1e-6)
-
-
 def test_an_image_manipulator_is_reached_through_the_encoder(batch):
     """E is linear and keeps constants times .5, so d z' / d gain = E(image) and d z' / d shift = .5."""
     pixels = dataclasses.replace(Affine(), pixels=True)
