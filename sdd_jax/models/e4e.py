@@ -144,10 +144,10 @@ def load_e4e(path: str | os.PathLike[str]) -> Encoder:
     path = Path(path)
     if path.is_dir():
         config, path = validate(read_json(path / "config.json"), E4EConfig, str(path)), path / "model.safetensors"
-        tensors = read_nested_state_dict(path)
+        tensors = read_nested_state_dict(path, page="docs/sdd.md")
         encoder = part_of(tensors, ("encoder.",))
     else:
-        tensors = read_nested_state_dict(path)
+        tensors = read_nested_state_dict(path, page="docs/sdd.md")
         encoder = part_of(tensors, ("state_dict.encoder.", "encoder."))
         config = encoder_config_of(encoder, str(path))
     if "latent_avg" not in tensors:

@@ -33,24 +33,26 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 StateDict = dict[str, np.ndarray]
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+def read_state_dict(path: str | os.PathLike[str], *, page: str = "docs/metrics.md") -> StateDict:
     """Returns the floating-point tensors of a weights file, float32, under the file's names.
+
+    page: of the documentation, which says where the file comes from; for the message.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: another suffix, a PyTorch checkpoint where torch is not installed, a damaged file, one that holds more
         than tensors, or no flat dict of tensors.
     """
-    tensors = _tensors(Path(path), nested=False)
+    tensors = _tensors(Path(path), page, nested=False)
     return {name: _float32(value) for name, value in tensors.items() if value.dtype.kind not in "iub"}
 
 
-def read_nested_state_dict(path: str | os.PathLike[str]) -> StateDict:
+def read_nested_state_dict(path: str | os.PathLike[str], *, page: str) -> StateDict:
     """As `read_state_dict`, of a checkpoint of dicts in dicts: {"g_ema": {"input.input": x}} gives "g_ema.input.input".
 
     Plain values that stand beside the tensors (options, step counts) are left out.
     """
-    tensors = _tensors(Path(path), nested=True)
+    tensors = _tensors(Path(path), page, nested=True)
     return {name: _float32(value) for name, value in tensors.items() if value.dtype.kind not in "iub"}
 
 
@@ -91,9 +93,9 @@ def _float32(value: np.ndarray) -> np.ndarray:
     return value if value.dtype == np.float32 else value.astype(np.float32)
 
 
-def _tensors(path: Path, *, nested: bool) -> StateDict:
+def _tensors(path: Path, page: str, *, nested: bool) -> StateDict:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; docs/metrics.md lists where each one comes from")
+        raise FileNotFoundError(f"{path}: no such weights file; {page} lists where each one comes from")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sdd_jax.jobs.sdd.style_codes import read_codes
+from sdd_jax.models.e4e import load_e4e
+from sdd_jax.models.irse import load_ir_se50
 from sdd_jax.models.state_dicts import read_state_dict, rename
+from sdd_jax.models.style_mappers import MapperConfig, load_mapper
+from sdd_jax.models.stylegan_convert import load_generator
 
 torch = pytest.importorskip("torch")
 
@@ -48,7 +53,7 @@ def test_pickles_with_code_are_refused_and_not_run(tmp_path, wrapped):
 
 
 def test_wrong_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.pth: no such weights file"):
+    with pytest.raises(FileNotFoundError, match="none.pth: no such weights file; docs/metrics.md lists"):
         read_state_dict(tmp_path / "none.pth")
     (tmp_path / "w.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="not '.npz'"):
@@ -61,6 +66,21 @@ def test_wrong_files_are_named(tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pt")
     with pytest.raises(ValueError, match="no flat dict of tensors"):
         read_state_dict(tmp_path / "nested.pt")
+
+
+@pytest.mark.parametrize(
+    ("load", "page"),
+    [
+        (load_e4e, "docs/sdd.md"),
+        (load_ir_se50, "docs/sdd.md"),
+        (lambda path: load_mapper(path, MapperConfig(), np.zeros((1, 6, 6))), "docs/sdd.md"),
+        (lambda path: read_codes(path, (6, 6)), "docs/sdd.md"),
+        (load_generator, "docs/stylegan.md"),
+    ],
+)
+def test_a_missing_file_points_to_the_page_that_lists_it(tmp_path, load, page):
+    with pytest.raises(FileNotFoundError, match=f"none.pt: no such weights file; {page} lists"):
+        load(tmp_path / "none.pt")
 
 
 def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
