@@ -15,7 +15,8 @@ Aligned corners: output pixel i of n reads position i (m - 1) / (n - 1) of m, wh
 Files: `e4e_ffhq_encode.pt` = {state_dict: {encoder.*, decoder.*}, latent_avg f32[n,d], opts}; `load_e4e` reads the
 encoder, 569 tensors at 1024 px, and latent_avg, and takes the shape from the tensors (n is 18, 16 and 14 for
 generators of 1024, 512 and 256 px). A directory that `save_e4e` wrote holds config.json and model.safetensors under
-this module's names.
+this module's names. Two others have tensors of the same names and shapes, and only opts to tell them by: pSp's
+encoder, whose codes are not offsets from the first one, and e4e's of cars, which reads 192x256.
 
 Cost of one forward at 256 px with 18 codes: 145 GFLOP.
 """
@@ -40,12 +41,15 @@ from sdd_jax.config import validate
 from sdd_jax.models.convert import flax_to_torch
 from sdd_jax.models.hub import read_json
 from sdd_jax.models.irse import BODY_NAMES, IRSEConfig, stages
-from sdd_jax.models.state_dicts import StateDict, read_nested_state_dict, rename, to_params
+from sdd_jax.models.state_dicts import StateDict, read_checkpoint, rename, to_params
 from sdd_jax.models.stylegan2_layers import EqualLinear
 from sdd_jax.types import Params
 
 COARSE, MEDIUM = 3, 7
 """The first style that reads p2, the first that reads p1."""
+
+PUBLISHED = "Encoder4Editing"
+"""The encoder's name in a checkpoint's opts."""
 
 _NAMES = (*BODY_NAMES, (r"^styles\.(\d+)\.", r"style_\1."), (r"\.convs\.(\d+)\.", r".convs_\1."))
 
@@ -137,18 +141,21 @@ def _aligned(size: int, side: int) -> np.ndarray:
 def load_e4e(path: str | os.PathLike[str]) -> Encoder:
     """Reads `e4e_ffhq_encode.pt` and files like it, the same tensors as safetensors, or a directory of `save_e4e`.
 
+    A file without opts is taken for e4e's.
+
     Raises:
         FileNotFoundError: no such file, or a directory without an encoder.
-        ValueError: a damaged file, code in a pickle, no encoder in it, or other tensors than the encoder's.
+        ValueError: a damaged file, code in a pickle, no encoder in it, another one by its opts, or other tensors than
+            the encoder's.
     """
     path = Path(path)
+    config: E4EConfig | None = None
     if path.is_dir():
         config, path = validate(read_json(path / "config.json"), E4EConfig, str(path)), path / "model.safetensors"
-        tensors = read_nested_state_dict(path)
-        encoder = part_of(tensors, ("encoder.",))
-    else:
-        tensors = read_nested_state_dict(path)
-        encoder = part_of(tensors, ("state_dict.encoder.", "encoder."))
+    tensors, plain = read_checkpoint(path, page="docs/sdd.md")
+    _check_options(plain, path)
+    encoder = part_of(tensors, ("state_dict.encoder.", "encoder."))
+    if config is None:
         config = encoder_config_of(encoder, str(path))
     if "latent_avg" not in tensors:
         raise ValueError(f"{path} has no 'latent_avg', which codes are relative to: give the whole checkpoint")
@@ -157,6 +164,20 @@ def load_e4e(path: str | os.PathLike[str]) -> Encoder:
         raise ValueError(f"{path}: latent_avg is {average.shape}, not {shape}")
     params = encoder_params(encoder, config, source=str(path))
     return Encoder(config, params, np.array(np.broadcast_to(average, shape)))
+
+
+def _check_options(options: Mapping[str, Any], path: Path) -> None:
+    kind, images = options.get("opts.encoder_type", PUBLISHED), str(options.get("opts.dataset_type"))
+    if kind != PUBLISHED:
+        raise ValueError(
+            f"{path}: a {kind} (opts.encoder_type), whose codes are not e4e's: give an {PUBLISHED}, such as "
+            "e4e_ffhq_encode.pt"
+        )
+    if images.startswith("cars"):
+        raise ValueError(
+            f"{path}: an encoder of cars (opts.dataset_type={images!r}) reads 192x256, and images are square here: "
+            "give one of another kind of images"
+        )
 
 
 def encoder_config_of(encoder: StateDict, source: str = "the state dict") -> E4EConfig:

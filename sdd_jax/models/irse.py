@@ -211,7 +211,7 @@ def stages(config: IRSEConfig, image: jax.Array) -> list[jax.Array]:
 
 def load_ir_se50(path: str | os.PathLike[str]) -> Params:
     """Reads `model_ir_se50.pth`, or the same tensors as safetensors; errors as `read_state_dict` and `to_params`."""
-    return recogniser_params(read_state_dict(path), IRSEConfig(), source=str(path))
+    return recogniser_params(read_state_dict(path, page="docs/sdd.md"), IRSEConfig(), source=str(path))
 
 
 def recogniser_params(

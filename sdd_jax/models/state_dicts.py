@@ -1,12 +1,12 @@
-"""Single weights files of the metric networks: safetensors, or PyTorch checkpoints read without running any code.
+"""Single weights files, of metric and style networks: safetensors, or PyTorch checkpoints read without running code.
 
 | suffix | read by |
 | --- | --- |
 | `.safetensors` | safetensors |
 | `.pt .pth .bin .ckpt` | `torch.load(weights_only=True)`, which refuses everything but tensors and plain containers |
 
-Half-precision tensors become float32 and integer tensors (batch counters, position ids) are dropped: a metric network
-is float32 throughout and holds no integers. Renames turn the lists that the generic rule of `convert` does not know
+Half-precision tensors become float32 and integer tensors (batch counters, position ids) are dropped: these networks
+are float32 throughout and hold no integers. Renames turn the lists that the generic rule of `convert` does not know
 into ones that it does.
 """
 
@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,25 +33,35 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 StateDict = dict[str, np.ndarray]
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+class Checkpoint(NamedTuple):
+    """tensors: the floating-point ones, float32. plain: what stands beside them, options and step counts."""
+
+    tensors: StateDict
+    plain: dict[str, Any]
+
+
+def read_state_dict(path: str | os.PathLike[str], *, page: str = "docs/metrics.md") -> StateDict:
     """Returns the floating-point tensors of a weights file, float32, under the file's names.
+
+    page: of the documentation, which says where the file comes from; for the message.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: another suffix, a PyTorch checkpoint where torch is not installed, a damaged file, one that holds more
         than tensors, or no flat dict of tensors.
     """
-    tensors = _tensors(Path(path), nested=False)
-    return {name: _float32(value) for name, value in tensors.items() if value.dtype.kind not in "iub"}
+    return _read(Path(path), page, nested=False).tensors
 
 
-def read_nested_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """As `read_state_dict`, of a checkpoint of dicts in dicts: {"g_ema": {"input.input": x}} gives "g_ema.input.input".
+def read_nested_state_dict(path: str | os.PathLike[str], *, page: str) -> StateDict:
+    """The tensors of `read_checkpoint`."""
+    return read_checkpoint(path, page=page).tensors
 
-    Plain values that stand beside the tensors (options, step counts) are left out.
-    """
-    tensors = _tensors(Path(path), nested=True)
-    return {name: _float32(value) for name, value in tensors.items() if value.dtype.kind not in "iub"}
+
+def read_checkpoint(path: str | os.PathLike[str], *, page: str) -> Checkpoint:
+    """As `read_state_dict`, of a checkpoint of dicts in dicts: {"g_ema": {"input.input": x}} gives "g_ema.input.input",
+    {"opts": {"lr": 1e-4}} the plain value "opts.lr"."""
+    return _read(Path(path), page, nested=True)
 
 
 def to_params(state_dict: Mapping[str, np.ndarray], module: nn.Module, *inputs: Any, source: str) -> Params:
@@ -91,20 +101,25 @@ def _float32(value: np.ndarray) -> np.ndarray:
     return value if value.dtype == np.float32 else value.astype(np.float32)
 
 
-def _tensors(path: Path, *, nested: bool) -> StateDict:
+def _read(path: Path, page: str, *, nested: bool) -> Checkpoint:
+    tensors, plain = _contents(path, page, nested)
+    return Checkpoint({k: _float32(v) for k, v in tensors.items() if v.dtype.kind not in "iub"}, plain)
+
+
+def _contents(path: Path, page: str, nested: bool) -> Checkpoint:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; docs/metrics.md lists where each one comes from")
+        raise FileNotFoundError(f"{path}: no such weights file; {page} lists where each one comes from")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return Checkpoint(load_file(path), {})
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or truncated ({error}); download it again") from None
     if path.suffix not in PICKLES:
         raise ValueError(f"{path}: weights are read from .safetensors or {' '.join(PICKLES)}, not {path.suffix!r}")
-    return _read_checkpoint(path, nested)
+    return _unpickled(path, nested)
 
 
-def _read_checkpoint(path: Path, nested: bool) -> StateDict:
+def _unpickled(path: Path, nested: bool) -> Checkpoint:
     try:
         import torch
     except ImportError:
@@ -114,15 +129,31 @@ def _read_checkpoint(path: Path, nested: bool) -> StateDict:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors of many kinds here
+        if "GLOBAL argparse.Namespace " in str(error):
+            raise ValueError(f"{path} holds an argparse.Namespace, a class, and is refused; {_remedy(path)}") from None
         reason = type(error).__name__
         raise ValueError(
             f"{path} is damaged or holds more than tensors, which may run code and is refused ({reason})"
         ) from None
     if nested:
-        loaded = {name: value for name, value in _leaves(loaded) if isinstance(value, torch.Tensor)}
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        loaded = dict(_leaves(loaded))
+    elif not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise ValueError(f"{path} holds no flat dict of tensors; save the network's state_dict()")
-    return {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in loaded.items()}
+    tensors = {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    plain = {name: value for name, value in loaded.items() if name not in tensors}
+    arrays = {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in tensors.items()}
+    return Checkpoint(arrays, plain)
+
+
+def _remedy(path: Path) -> str:
+    """What to type to save a checkpoint's `argparse.Namespace` as a dict; every other class stays refused."""
+    given, made = str(path), str(path.with_stem(path.stem + "_plain"))
+    return (
+        f'give {made}, which has a dict instead, made by: python -c "import argparse as a, torch; '
+        "torch.serialization.add_safe_globals([a.Namespace]); "
+        f"c = torch.load({given!r}, 'cpu', weights_only=True); "
+        f'torch.save({{k: vars(v) if isinstance(v, a.Namespace) else v for k, v in c.items()}}, {made!r})"'
+    )
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -136,7 +136,7 @@ def load_mapper(path: str | os.PathLike[str], config: MapperConfig, code: Any) -
         FileNotFoundError: no such file.
         ValueError: a damaged file, code in a pickle, no mapper in it, or the tensors of another kind, level or width.
     """
-    tensors = read_nested_state_dict(path)
+    tensors = read_nested_state_dict(path, page="docs/sdd.md")
     found = part_of(tensors, ("state_dict.mapper.", "mapper.", ""))
     if not any(re.search(r"mapping\.\d+\.weight$", key) for key in found):
         raise ValueError(f"{path} holds no mapper: it has no tensors '*.mapping.1.weight'")

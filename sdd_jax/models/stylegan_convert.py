@@ -72,9 +72,7 @@ def load_generator(path: str | os.PathLike[str]) -> LoadedGenerator:
     config: StyleGAN2Config | None = None
     if path.is_dir():
         config, path = validate(read_json(path / "config.json"), StyleGAN2Config, str(path)), path / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; docs/stylegan.md lists where generators come from")
-    tensors = read_nested_state_dict(path)
+    tensors = read_nested_state_dict(path, page="docs/stylegan.md")
     latent_avg = tensors.pop("latent_avg", None)
     prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
     state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,5 +1,6 @@
 """e4e against a PyTorch counterpart: its codes, aligned corners, its checkpoints, and what is refused."""
 
+import argparse
 import os
 
 import jax
@@ -118,6 +119,30 @@ def test_a_directory_round_trip(tmp_path, small):
     larger = np.repeat(np.repeat(small[2], 2, 1), 2, 2)
     shape = jax.eval_shape(lambda image: e4e.encode(CONFIG, loaded.params, loaded.latent_avg, image), larger).shape
     assert shape == (2, 9, 12)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            {"encoder_type": "GradualStyleEncoder"},
+            r"psp.pt: a GradualStyleEncoder \(opts.encoder_type\), .* give an Encoder4Editing, such as e4e_ffhq",
+        ),
+        ({"encoder_type": "Encoder4Editing", "dataset_type": "cars_encode"}, "'cars_encode'.* reads 192x256.*give one"),
+        (argparse.Namespace(encoder_type="Encoder4Editing"), "psp.pt holds an argparse.Namespace.*give .*psp_plain.pt"),
+    ],
+)
+def test_encoders_of_the_same_names_are_told_by_their_opts(tmp_path, small, opts, message):
+    torch.save({**checkpoint(small[0], torch.zeros(12)), "opts": opts}, tmp_path / "psp.pt")
+    with pytest.raises(ValueError, match=message) as error:
+        e4e.load_e4e(tmp_path / "psp.pt")
+    assert "\n" not in str(error.value)
+
+
+def test_without_opts_a_file_is_e4es(tmp_path, small):
+    whole = checkpoint(small[0], torch.zeros(12))
+    torch.save({key: value for key, value in whole.items() if key != "opts"}, tmp_path / "e4e.pt")
+    assert e4e.load_e4e(tmp_path / "e4e.pt").config == CONFIG
 
 
 class Malicious:

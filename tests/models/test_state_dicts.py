@@ -1,13 +1,22 @@
 """Weights files: what is read, and that nothing in them runs."""
 
+import argparse
 import builtins
 import os
+import pickle
+import re
+import shlex
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sdd_jax.models.state_dicts import read_state_dict, rename
+from sdd_jax.jobs.sdd.style_codes import read_codes
+from sdd_jax.models.e4e import load_e4e
+from sdd_jax.models.irse import load_ir_se50
+from sdd_jax.models.state_dicts import read_checkpoint, read_state_dict, rename
+from sdd_jax.models.style_mappers import MapperConfig, load_mapper
+from sdd_jax.models.stylegan_convert import load_generator
 
 torch = pytest.importorskip("torch")
 
@@ -38,6 +47,36 @@ def test_both_formats_read_alike(tmp_path):
         np.testing.assert_array_equal(read["a.weight"], np.arange(6).reshape(2, 3))
 
 
+def test_plain_values_stand_beside_the_tensors(tmp_path):
+    opts = {"encoder_type": "e4e", "steps": [1, 2]}
+    torch.save({"net": {"a": torch.ones(2), "steps": torch.tensor(7)}, "opts": opts, "step": 3}, tmp_path / "w.pt")
+    tensors, plain = read_checkpoint(tmp_path / "w.pt", page="docs/sdd.md")
+    assert list(tensors) == ["net.a"] and plain == {"opts.encoder_type": "e4e", "opts.steps": [1, 2], "step": 3}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_namespace_is_refused_with_the_line_that_saves_it_as_a_dict(tmp_path, zipped):
+    """As in rosinality's training checkpoints; the line works, for files of old and new layout, and runs no code."""
+    path, options = tmp_path / "550000.pt", argparse.Namespace(size=8)
+    whole = {"g_ema": {"a": torch.ones(2)}, "args": options}
+    torch.save(whole, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match="550000.pt holds an argparse.Namespace.* refused; give .*550000_plain.pt"
+    ) as error:
+        read_checkpoint(path, page="docs/stylegan.md")
+    assert "\n" not in str(error.value)
+    allowed = torch.serialization.safe_globals([argparse.Namespace])  # which the line allows; the end takes it back
+    program = shlex.split(re.search(r"python -c .*", str(error.value))[0])[2]
+    with allowed:
+        exec(program, {})
+    tensors, plain = read_checkpoint(tmp_path / "550000_plain.pt", page="docs/stylegan.md")
+    assert list(tensors) == ["g_ema.a"] and plain == {"args.size": 8}
+    torch.save({**whole, "other": Malicious(tmp_path / "made")}, path)
+    with allowed, pytest.raises(pickle.UnpicklingError):
+        exec(program, {})
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_pickles_with_code_are_refused_and_not_run(tmp_path, wrapped):
     target, path = tmp_path / "made", tmp_path / "weights.pt"
@@ -48,7 +87,7 @@ def test_pickles_with_code_are_refused_and_not_run(tmp_path, wrapped):
 
 
 def test_wrong_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.pth: no such weights file"):
+    with pytest.raises(FileNotFoundError, match="none.pth: no such weights file; docs/metrics.md lists"):
         read_state_dict(tmp_path / "none.pth")
     (tmp_path / "w.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="not '.npz'"):
@@ -61,6 +100,21 @@ def test_wrong_files_are_named(tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pt")
     with pytest.raises(ValueError, match="no flat dict of tensors"):
         read_state_dict(tmp_path / "nested.pt")
+
+
+@pytest.mark.parametrize(
+    ("load", "page"),
+    [
+        (load_e4e, "docs/sdd.md"),
+        (load_ir_se50, "docs/sdd.md"),
+        (lambda path: load_mapper(path, MapperConfig(), np.zeros((1, 6, 6))), "docs/sdd.md"),
+        (lambda path: read_codes(path, (6, 6)), "docs/sdd.md"),
+        (load_generator, "docs/stylegan.md"),
+    ],
+)
+def test_a_missing_file_points_to_the_page_that_lists_it(tmp_path, load, page):
+    with pytest.raises(FileNotFoundError, match=f"none.pt: no such weights file; {page} lists"):
+        load(tmp_path / "none.pt")
 
 
 def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):

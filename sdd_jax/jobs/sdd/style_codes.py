@@ -93,7 +93,7 @@ def read_codes(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
         FileNotFoundError: no such file.
         ValueError: a damaged file, code in a pickle, or other tensors.
     """
-    tensors = list(read_nested_state_dict(path).values())
+    tensors = list(read_nested_state_dict(path, page="docs/sdd.md").values())
     if len(tensors) != 1 or tensors[0].ndim != 3 or tensors[0].shape[1:] != shape or not len(tensors[0]):
         found = ", ".join(str(tensor.shape) for tensor in tensors[:3]) or "none"
         raise ValueError(f"{path}: codes of this generator are one tensor [count, {shape[0]}, {shape[1]}], not {found}")
