@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from sdd_jax.jobs.sdd.hqs import rank_correlation
 from sdd_jax.objectives.hqs import HQSOptions
 from sdd_jax.tables.claims import Unmeasured, beyond, read, settled
+from sdd_jax.tables.curves import LEAST, curve, read_at
 from sdd_jax.tables.sdd_rows import (
     COLUMNS,
     EDITS,
@@ -140,6 +141,30 @@ def follows(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
     return Check((scores, *rows.values()), decide)
 
 
+def keeps_more(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
+    """As `follows`, of the metric where all rows succeed equally often: at the least of their highest success.
+
+    Rows are read along the share of their edit that is made (`tables.curves`), so that the strength of a training does
+    not count, only what its timestep makes of it.
+    """
+    least = significant(len(rows))
+
+    def decide(measured: Measured) -> Verdict:
+        paths = [curve(measured, row, "success", metric) for row in rows.values()]
+        level = min(max(point.level.mean for point in path) for path in paths)
+        if level < LEAST:
+            raise Unmeasured(f"one of the timesteps reaches success {level:.3g} at most, asked {LEAST:g}")
+        values = [read_at(path, level).value.mean for path in paths]
+        scored = [read(measured, scores, f"hqs@{t}").mean for t in rows]
+        rho, by_t = rank_correlation(values, scored), rank_correlation(values, list(rows))
+        shown = ", ".join(f"t={t}: {v:.4g} at HQS {s:.2f}" for t, v, s in zip(rows, values, scored, strict=True))
+        holds = rho > least or math.isclose(rho, least)
+        found = f"rank correlation {rho:.3f} over {len(rows)} timesteps, asked {least:.3f} (with t {by_t:.3f})"
+        return Verdict(holds, f"{found}: {metric} at success {level:.3g}: {shown}")
+
+    return Check((scores, *rows.values()), decide)
+
+
 SINGLE = {edit: {t: f"{edit}, t = {t}" for t in times} for edit, times in TIMESTEPS.items()}
 SCORED = {
     "white hair": tuple(READINGS),
@@ -158,9 +183,10 @@ FIG4 = Table(
         "timestep; the correlation asked is what chance reaches once in twenty among as many without ties: of many "
         "such claims some hold by chance. It speaks for the score where N, H and t alone reach less: sigma_t^2 rises "
         "with t. Every training has the same L2 weight, and its gradient that weight: at a low t little is left "
-        "against L2. "
-        "Success ties where it is 0 or 1; CLIP's direction, 0 for a picture left as it was, does not. Plots are by "
-        "the trainings' reading."
+        "against L2. Claims at equal success were added when success had been seen to go with the strength of a "
+        "training. "
+        "Success ties where it is 0 or 1; CLIP's direction, 0 for a picture left as it was, does not. Plots "
+        "against mean HQS are by the trainings' reading."
     ),
     rows=(
         *(scores_row(edit) for edit in PROMPTS),
@@ -179,6 +205,14 @@ FIG4 = Table(
                 ("success", "the more often what is trained at it alone succeeds"),
                 ("clip_directional", "the more what is trained at it alone moves towards what was asked (CLIP)"),
             )
+        ),
+        *(
+            Claim(
+                text=f"{edit}: at equal success, the higher a timestep's score, the more is kept ({reading})",
+                check=keeps_more("psnr_outside", scores_name(edit, reading), SINGLE[edit]),
+            )
+            for edit in EDITS
+            for reading in SCORED[edit]
         ),
         *(
             Claim(
@@ -207,6 +241,10 @@ FIG4 = Table(
             Plot(name=f"{EDITS[edit]}-{metric}", metric=metric, against="mean_hqs", rows=tuple(SINGLE[edit].values()))
             for edit in EDITS
             for metric in ("success", "clip_directional")
+        ),
+        *(
+            Plot(name=f"{EDITS[edit]}-kept", metric="psnr_outside", against="success", rows=tuple(names.values()))
+            for edit, names in SINGLE.items()
         ),
     ),
 )  # fmt: skip

@@ -66,7 +66,7 @@ def test_the_central_claim_says_what_else_ranks_as_well_and_what_ties():
 
 
 def test_single_timesteps_are_drawn_against_their_score():
-    plots = [plot for plot in FIG4.plots if plot.against]
+    plots = [plot for plot in FIG4.plots if plot.against == "mean_hqs"]
     assert {plot.rows for plot in plots} == {tuple(names.values()) for names in SINGLE.values()} and len(plots) == 6
     measured = {row: {"success": stat(0.5, 1), "mean_hqs": stat(i / 7, 1)} for i, row in enumerate(plots[0].rows)}
     assert curve(plots[0], measured[plots[0].rows[2]]) == [(2 / 7, stat(0.5, 1))]
@@ -85,7 +85,27 @@ def test_the_central_claim_is_asked_of_every_prompt_and_reading():
     for edit, names in SINGLE.items():
         for scores in (f"HQS, {edit}", f"HQS, {edit}, as trainings search"):
             primary = scores.endswith(PRIMARY)
-            assert ranked.count((scores, *names.values())) == 2 + primary, "success, and CLIP's direction"
+            assert ranked.count((scores, *names.values())) == 3 + primary, "success, CLIP's direction, what is kept"
+
+
+def test_what_is_kept_is_compared_at_equal_success():
+    """Of seven timesteps, each trained as strongly as its place: at success .1, all reach it, the first keep most."""
+    claim = next(one for one in FIG4.claims if one.text.startswith("white hair: at equal success, the higher"))
+    scores = np.linspace(1, -1, 7)
+
+    def along(strongest, falls):
+        points = {f"success@{share}": stat(share * strongest, 1) for share in (0.0, 1.0)}
+        return points | {f"psnr_outside@{share}": stat(40 - falls * share * strongest, 1) for share in (0.0, 1.0)}
+
+    measured = single(np.zeros(7), scores)
+    for place, row in enumerate(SINGLE["white hair"].values()):
+        measured[row] |= along(0.1 * (place + 1), 10.0 * (place + 1))
+    verdict = judge(claim, measured)
+    assert verdict.holds and "rank correlation 1.000 over 7 timesteps, asked 0.714 (with t -1.000)" in verdict.evidence
+    assert "psnr_outside at success 0.1: t=100: 39 at HQS 1.00, t=250: 38 at HQS 0.67" in verdict.evidence
+    assert judge(claim, {**measured, "HQS, white hair": single(np.zeros(7), -scores)["HQS, white hair"]}).holds is False
+    measured["white hair, t = 100"] |= along(0.05, 10.0)
+    assert judge(claim, measured).holds is None, "which never succeeds"
 
 
 def test_a_score_leads_its_parts_or_does_not():
