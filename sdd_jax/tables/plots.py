@@ -16,10 +16,10 @@ Point = tuple[float, Stat]
 def curve(plot: Plot, stats: dict[str, Stat]) -> list[Point]:
     """A row's points (x, value), in the order of '@' values; x is the metric `against` where the plot has one.
 
-    A row without '@' values is a single point, where x is a metric.
+    A row without '@' values is a single point, where x is a metric; without those of x, too.
     """
     points = []
-    varied = any(name.startswith(f"{plot.metric}@") for name in stats)
+    varied = any(name.startswith(f"{plot.against or plot.metric}@") for name in stats)
     for name, value in stats.items():
         metric, at, x = name.partition("@")
         if metric != plot.metric or (not at and (varied or not plot.against)):

@@ -68,7 +68,8 @@ def test_the_central_claim_says_what_else_ranks_as_well_and_what_ties():
 def test_single_timesteps_are_drawn_against_their_score():
     plots = [plot for plot in FIG4.plots if plot.against == "mean_hqs"]
     assert {plot.rows for plot in plots} == {tuple(names.values()) for names in SINGLE.values()} and len(plots) == 6
-    measured = {row: {"success": stat(0.5, 1), "mean_hqs": stat(i / 7, 1)} for i, row in enumerate(plots[0].rows)}
+    along = {"success": stat(0.5, 1), "success@0.5": stat(0.2, 1)}
+    measured = {row: {**along, "mean_hqs": stat(i / 7, 1)} for i, row in enumerate(plots[0].rows)}
     assert curve(plots[0], measured[plots[0].rows[2]]) == [(2 / 7, stat(0.5, 1))]
 
 
