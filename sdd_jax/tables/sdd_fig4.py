@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sdd_jax.jobs.sdd.hqs import rank_correlation
 from sdd_jax.objectives.hqs import HQSOptions
@@ -95,7 +95,7 @@ def significant(n: int) -> float:
 
 
 def leads_its_parts(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
-    """The metric's rank correlation with the score is above those with N, with H and with t."""
+    """The metric's rank correlation with the score, N less H, is above those with N, with -H and with t."""
 
     def decide(measured: Measured) -> Verdict:
         rho, *others = _correlations(measured, metric, scores, rows)
@@ -104,25 +104,30 @@ def leads_its_parts(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
     return Check((scores, *rows.values()), decide)
 
 
-_PARTS = "with N alone {:.3f}, with H alone {:.3f}, with t, and so with sigma_t^2, {:.3f}"
+_PARTS = "with N alone {:.3f}, with -H alone {:.3f}, with t, and so with sigma_t^2, {:.3f}"
 
 
 def _correlations(measured: Measured, metric: str, scores: str, rows: Mapping[int, str]) -> tuple[float, ...]:
-    """Of the rows' metric with HQS, N and H of their timesteps, and with t; Unmeasured where nothing is to rank."""
-    means = [read(measured, row, metric).mean for row in rows.values()]
+    """Of the rows' metric with HQS, N and -H of their timesteps, and with t; Unmeasured where nothing is to rank."""
+    return _ranked(measured, [read(measured, row, metric).mean for row in rows.values()], metric, scores, rows)
+
+
+def _ranked(
+    measured: Measured, means: Sequence[float], metric: str, scores: str, rows: Mapping[int, str]
+) -> tuple[float, ...]:
     scored, n, h = ([read(measured, scores, f"{name}@{t}").mean for t in rows] for name in ("hqs", "N", "H"))
     if len(set(means)) < 2:
         raise Unmeasured(f"{metric} is {means[0]:g} in every row: nothing to rank")
     if len(set(scored)) < 2:
         raise Unmeasured(f"{scores} is {scored[0]:g} at every timestep: nothing to rank by")
-    return tuple(rank_correlation(means, by) for by in (scored, n, h, list(rows)))
+    return tuple(rank_correlation(means, by) for by in (scored, n, [-x for x in h], list(rows)))
 
 
 def follows(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
     """The rows' metric ranks as `hqs@t` of their timesteps does: a correlation that chance has once in twenty.
 
-    The evidence has the metric's correlations with N alone, H alone and t beside it, for a score may owe its own to one
-    of them, and the ties, of which the bar knows nothing.
+    The evidence has the metric's correlations with N alone, -H alone and t beside it, for a score may owe its own to
+    one of them, and the ties, of which the bar knows nothing.
     """
     least = significant(len(rows))
 
@@ -156,10 +161,10 @@ def keeps_more(metric: str, scores: str, rows: Mapping[int, str]) -> Check:
             raise Unmeasured(f"one of the timesteps reaches success {level:.3g} at most, asked {LEAST:g}")
         values = [read_at(path, level).value.mean for path in paths]
         scored = [read(measured, scores, f"hqs@{t}").mean for t in rows]
-        rho, by_t = rank_correlation(values, scored), rank_correlation(values, list(rows))
+        rho, *others = _ranked(measured, values, metric, scores, rows)
         shown = ", ".join(f"t={t}: {v:.4g} at HQS {s:.2f}" for t, v, s in zip(rows, values, scored, strict=True))
         holds = rho > least or math.isclose(rho, least)
-        found = f"rank correlation {rho:.3f} over {len(rows)} timesteps, asked {least:.3f} (with t {by_t:.3f})"
+        found = f"rank correlation {rho:.3f} over {len(rows)} timesteps, asked {least:.3f} ({_PARTS.format(*others)})"
         return Verdict(holds, f"{found}: {metric} at success {level:.3g}: {shown}")
 
     return Check((scores, *rows.values()), decide)

@@ -58,9 +58,9 @@ def test_the_central_claim_says_what_else_ranks_as_well_and_what_ties():
     """Success follows t to the letter, and so does the score; its square N turns back in the middle."""
     scores = np.array([-3.0, -2, -1, 0, 1, 2, 3])
     evidence = judge(FIG4.claims[0], single(np.linspace(0, 1, 7), scores)).evidence
-    h = rank_correlation([t % 400 for t in SINGLE["white hair"]], np.arange(7))
-    assert "asked 0.714 (with N alone 0.000, with H alone" in evidence and "tie" not in evidence
-    assert f"with H alone {h:.3f}, with t, and so with sigma_t^2, 1.000): t=100: success 0 at HQS -3.00" in evidence
+    h = -rank_correlation([t % 400 for t in SINGLE["white hair"]], np.arange(7))
+    assert "asked 0.714 (with N alone 0.000, with -H alone" in evidence and "tie" not in evidence
+    assert f"with -H alone {h:.3f}, with t, and so with sigma_t^2, 1.000): t=100: success 0 at HQS -3.00" in evidence
     tied = judge(FIG4.claims[0], single([0.0, 0.0, 0.0, 0.2, 0.4, 1.0, 1.0], scores))
     assert tied.holds and "; 5 of 7 tie in success, the asked is without ties)" in tied.evidence
 
@@ -102,7 +102,8 @@ def test_what_is_kept_is_compared_at_equal_success():
     for place, row in enumerate(SINGLE["white hair"].values()):
         measured[row] |= along(0.1 * (place + 1), 10.0 * (place + 1))
     verdict = judge(claim, measured)
-    assert verdict.holds and "rank correlation 1.000 over 7 timesteps, asked 0.714 (with t -1.000)" in verdict.evidence
+    assert verdict.holds and "rank correlation 1.000 over 7 timesteps, asked 0.714 (with N alone" in verdict.evidence
+    assert "with t, and so with sigma_t^2, -1.000)" in verdict.evidence
     assert "psnr_outside at success 0.1: t=100: 39 at HQS 1.00, t=250: 38 at HQS 0.67" in verdict.evidence
     assert judge(claim, {**measured, "HQS, white hair": single(np.zeros(7), -scores)["HQS, white hair"]}).holds is False
     measured["white hair, t = 100"] |= along(0.05, 10.0)
