@@ -19,6 +19,7 @@ PROMPTS = {
     "snowing": "a photo of a {species}, snowing",
 }
 STRATEGIES = {"random": "all", "small xi": "", "large xi": "top:3", "argmax": "argmax"}
+GENTLE = "large xi by eq. 8, L2 .2"
 MANIPULATOR, COSTS, EDITOR, SOURCE, ANSWER, REBUILT, SCORES = (
     f"sdd_jax.jobs.sdd.tables:{name}"
     for name in ("manipulator", "cost", "editor", "source", "answer", "rebuilt", "scores")
@@ -68,6 +69,13 @@ def strategy_row(strategy: str, edit: str) -> Row:
     if strategy == "random":
         return manipulator_row(name, manipulator_training(edit, "", override, *PINNED), search=SEARCH)
     return manipulator_row(name, manipulator_training(edit, "", override))
+
+
+def gentle_row(edit: str) -> Row:
+    """The three best timesteps by eq. 8, with a third of the L2 weight, trained once."""
+    reading = (f"search.{name}={value}" for name, value in EQ_8.items())
+    training = manipulator_training(edit, "", "timesteps.rule=top:3", "objective.l2_weight=0.2", *reading)
+    return manipulator_row(f"{GENTLE}, {edit}", training, (0,), search=SEARCH)
 
 
 def selected_row(edit: str) -> Row:
