@@ -9,6 +9,8 @@ from typing import Any
 from sdd_jax.tables.types import Column, Row, Training
 
 LATENT, STYLE = "configs/sdd_latent.py", "configs/sdd_stylegan.py"
+MINUTES = {LATENT: (4.5, 4.5), STYLE: (3.0, 1.0)}
+"""Of one core: guided by diffusion, by CLIP."""
 EDITS = {"white hair": "white_hair", "angry": "angry", "side view": "side_view"}
 PROMPTS = {
     "white hair": "a photo of a {species} with white {coat}",
@@ -46,7 +48,7 @@ NO_DIFFAE = Row(name="DiffAE", not_run="another model family: needs a diffusion 
 def manipulator_training(edit: str, variant: str = "", *overrides: str, config: str = LATENT) -> Training:
     """An edit's training, of the translator of latents unless `config` says otherwise."""
     names = ",".join(name for name in (EDITS[edit], variant) if name)
-    return Training(config=f"{config}:{names}", overrides=overrides, minutes=6.0 if "clip" in variant else 5.0)
+    return Training(config=f"{config}:{names}", overrides=overrides, minutes=MINUTES[config]["clip" in variant])
 
 
 def manipulator_row(name: str, training: Training, seeds: Sequence[int] = (0, 1), **options: Any) -> Row:
