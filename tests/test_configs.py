@@ -5,8 +5,10 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
-from tiny_style import make_style
+from safetensors.numpy import save_file
+from tiny_style import GENERATOR, make_style
 
 import sdd_jax
 from sdd_jax import jobs
@@ -39,7 +41,7 @@ def tiny_style(tmp_path_factory):
 
 @pytest.fixture
 def local(tiny_world, tiny_style, tmp_path):
-    """Overrides that bring any config onto this machine: the tiny world, and a folder that need not exist yet."""
+    """Overrides that bring any config onto this machine: the tiny world, a folder that need not exist yet, codes."""
 
     def overrides(config):
         names = [f"model={tiny_world}", f"world={tiny_world}", "adapter.embedding_channels=(4, 4, 8)"]
@@ -53,6 +55,10 @@ def local(tiny_world, tiny_style, tmp_path):
             names.append(f"clip.path={tiny_world}")
         if config.get("manipulator", {}).get("kind") == "stylegan":
             names += [f"manipulator.generator={tiny_style}", "identity.kind=none", "objective.identity_weight=0.0"]
+        if config.get("data", {}).get("source") == "codes":
+            codes = np.zeros((1, GENERATOR.num_ws, GENERATOR.style_dim), np.float32)
+            save_file({"codes": codes}, tmp_path / "codes.safetensors")
+            names.append(f"data.path={tmp_path / 'codes.safetensors'}")
         if config.task == "icd":
             names.append(f"teacher.model=shapes:{tiny_world}+w")
             if not config.objective.reverse_weight:  # its other model would come from a partner's run
