@@ -2,7 +2,7 @@
 
 Fidelity and success are read against exact counterfactuals, where the paper has FID to the originals and a CLIP score:
 `psnr_outside` (what was not asked for stayed), `psnr` (to the counterfactual), `success` (the classifier reads the
-asked value), `clip_score`. One manipulator is a training of about five minutes on two cores; a training that several
+asked value), `clip_score`. One manipulator is a training of up to five minutes of one core; a training that several
 tables name runs once. Both manipulators are here, the translator of latents and the mapper of StyleGAN codes. DiffAE is
 not among the rows, and Fig. 4 has its own file (`tables/sdd_fig4.py`).
 
