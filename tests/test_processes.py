@@ -155,7 +155,7 @@ def test_the_others_end_with_the_first_process(tmp_path):
 
 def test_a_stop_asked_of_one_process_saves_both_and_one_process_goes_on(config, tmp_path, monkeypatch):
     """The job starts from a run, which each process reads: as CM does, and iCD's stage 2."""
-    monkeypatch.setattr("sdd_jax.runs.build", toy_job.build)
+    monkeypatch.setattr("sdd_jax.jobs.build", toy_job.build)
     start, workdir, whole = (tmp_path / name for name in ("start", "two", "whole"))
     train.run(toy_job.build(toy_job.make_config(steps=3)), start)
     both = Processes(toy(config, workdir, f"--config.start={start}"), tmp_path / "logs", 2, 2)

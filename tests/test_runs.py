@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import toy_job
 
-from sdd_jax import runs, train
+from sdd_jax import jobs, runs, train
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setattr(runs, "build", toy_job.build)
+    monkeypatch.setattr(jobs, "build", toy_job.build)
 
 
 def test_the_state_is_read_to_the_host_whole(finished):

@@ -104,5 +104,5 @@ def build(config):
 
 
 if __name__ == "__main__":
-    jobs.build = runs.build = build
+    jobs.build = build
     sys.exit(main())

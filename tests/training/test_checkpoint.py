@@ -137,7 +137,7 @@ def test_a_restore_never_casts_or_reshapes(tmp_path, state):
 def test_other_frozen_weights_are_named(tmp_path, state):
     write(tmp_path, state)
     with open_checkpoints(tmp_path, fingerprint="def") as checkpoints:
-        with pytest.raises(ValueError, match="teacher was abc and is def"):
+        with pytest.raises(ValueError, match="another teacher: abc there and def here"):
             checkpoints.restore(abstract(state))
 
 
